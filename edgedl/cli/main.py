@@ -1,0 +1,75 @@
+"""The `edgedl` program: its commands, and how errors become one line and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Annotated
+
+import typer
+
+from edgedl.cli import bench, compress, doctor, recipes, reports
+
+app = typer.Typer(
+    help="Compress PyTorch models for small devices, and measure the very files that ship.",
+    epilog=(
+        "Exit status: 0 done, 1 a target failed, 2 wrong usage or recipe, "
+        "3 with --strict the gate refused a file, 130 interrupted (run again to go on)."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(compress.compress)
+app.command()(bench.bench)
+app.command()(reports.compare)
+app.command()(reports.report)
+app.add_typer(recipes.app, name="recipes")
+app.command()(doctor.targets)
+app.command()(doctor.doctor)
+
+INTERRUPTED = 130
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from edgedl import __version__
+
+        typer.echo(f"edgedl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the program; errors that a person can mend are one line on stderr, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished steps are kept: run the same command to go on", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+            raise
+        _fail(f"{error.filename or 'a file'}: cannot be written: {error.strerror}", 1)
+    except Exception as error:
+        # Only now is the error tree imported: `edgedl --help` shall not wait for it.
+        from edgedl.core import EdgedlError
+
+        if not isinstance(error, EdgedlError):
+            raise
+        _fail(str(error), error.exit_status)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"edgedl: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

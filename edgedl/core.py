@@ -1,0 +1,288 @@
+"""The nouns of edgedl and its errors, on one screen; light: no framework, no converter, no runtime.
+
+EdgedlError                  what a person can mend; shown as one line, without a traceback
+├── UsageError               exit status 2: wrong arguments, names, files or data
+│   ├── RecipeError          a recipe's file, table, key and the nearest valid one
+│   ├── DataError            a data set that is missing or malformed
+│   ├── ModelFileError       a model file that cannot be read, or is not what its name says
+│   └── MissingPackage       an extra that is not installed, with the pip line
+├── UnsupportedOperator      an operator that a scheme or a runtime cannot take, with the layer's path
+└── TargetError              building or running for one target failed; the run goes on with the others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgedl.quantize.schemes import Scheme
+    from edgedl.quantize.simulate import Quantization
+
+Batch: TypeAlias = Mapping[str, np.ndarray]
+"""Named arrays, each (N, ...): a task's inputs and labels, or a session's inputs or outputs."""
+
+Split = Literal["train", "calibration", "validation", "test"]
+
+
+class EdgedlError(Exception):
+    """What a person can mend; the message says what was wrong, where, and what to do."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class UsageError(EdgedlError):
+    exit_status = 2
+
+
+class RecipeError(UsageError):
+    """A recipe that cannot be read; the message names file, line, table and key."""
+
+
+class DataError(UsageError):
+    """A data set that is missing or malformed; the message names the file."""
+
+
+class ModelFileError(UsageError):
+    """A model file that is missing, truncated, or not of the format that its name says."""
+
+
+class MissingPackage(UsageError):
+    """A package that is not installed; the message holds the pip line that installs it."""
+
+
+class UnsupportedOperator(EdgedlError):
+    """An operator that has no int8 form; the message names it and the module that made it."""
+
+
+class TargetError(EdgedlError):
+    """Building or running a file for one target failed."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype of a named tensor. A task's shape is without the batch dimension, a session's is with it."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score means. `unit` is "fraction" for values in [0, 1]."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+
+    def drop(self, reference: float, score: float) -> float:
+        """How much worse `score` is than `reference`, in the metric's unit; negative when it is better."""
+        return reference - score if self.higher_is_better else score - reference
+
+
+class Part(BaseModel):
+    """Whatever a recipe names with `use = "..."`: its fields are the recipe's keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    use: str
+
+
+class Task(Part):
+    """Data, loss and metric. Subclasses say what is learned; nothing here knows of classes or images."""
+
+    outputs: ClassVar[tuple[str, ...]]
+    metric: ClassVar[Metric]
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Which of a batch's arrays the network takes, in order."""
+        raise NotImplementedError
+
+    def input_specs(self, batch_size: int) -> dict[str, TensorSpec]:
+        """`inputs` with the batch dimension in front."""
+        return {name: TensorSpec((batch_size, *spec.shape), spec.dtype) for name, spec in self.inputs.items()}
+
+    def arrays(self, split: Split) -> Batch:
+        """All samples of a split: inputs and labels by name. Raises `DataError` if they cannot be had."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The training loss of one batch, a scalar."""
+        raise NotImplementedError
+
+    def score(self, outputs: Batch, batch: Batch) -> float:
+        """The metric over a whole split, in its unit."""
+        raise NotImplementedError
+
+    def decisions(self, outputs: Batch) -> np.ndarray | None:
+        """What an application would act on, (N, ...), to count equal decisions; None where nothing is decided."""
+        return None
+
+    def predict(self, session: Session, batch: Batch) -> Batch:
+        """Outputs for one batch; a task whose decoding takes several calls overrides it."""
+        return session.run({name: batch[name] for name in self.inputs})
+
+    def batches(self, split: Split, size: int) -> Iterator[Batch]:
+        """A split in order, in batches of `size`; the last may be smaller."""
+        arrays = self.arrays(split)
+        for start in range(0, len(next(iter(arrays.values()))), size):
+            yield {name: values[start : start + size] for name, values in arrays.items()}
+
+
+class Network(Part):
+    """A network family: its fields are widths and depths."""
+
+    def build(self, task: Task) -> torch.nn.Module:
+        """A freshly initialised module that takes the task's inputs in order and returns its outputs."""
+        raise NotImplementedError
+
+
+class Step(Part):
+    """Model in, model out; the step is its configuration."""
+
+    compresses: ClassVar[bool] = True
+    """False for a step that only makes the float reference."""
+    learns: ClassVar[bool] = True
+    """False for a step that leaves the weights alone and costs nothing to apply again."""
+
+    def apply(self, model: Model, task: Task) -> Model:
+        """A new model; the given one is left as it was."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step did: its configuration and figures, as they go into the run folder."""
+
+    step: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network along its way through the steps; immutable, a step returns a new one."""
+
+    net: torch.nn.Module
+    quantization: Quantization | None = None
+    lineage: tuple[StepRecord, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        return "fp32" if self.quantization is None else self.quantization.precision
+
+    def graph(self, scheme: Scheme) -> torch.nn.Module:
+        """What a target exports: the simulated graph of its scheme, or the float module."""
+        return self.net if self.quantization is None else self.quantization.simulated(scheme).graph
+
+    def after(self, step: Step, metrics: Mapping[str, Any], **changes: Any) -> Model:
+        """This model with `changes`, and the step that made them on record."""
+        record = StepRecord(step.model_dump(), metrics)
+        return replace(self, lineage=(*self.lineage, record), **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """The files that one target built from one model, and what they were built with."""
+
+    file: Path
+    precision: str
+    status: Literal["ok", "built"] = "ok"
+    """`built`: made and checked by the vendor's builder, but it cannot run here."""
+    reason: str | None = None
+    """Why it cannot run here."""
+    stand_in: Path | None = None
+    """The ONNX file that an engine was built from; onnxruntime scores it where the engine cannot run."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    built_for: str = "any device with the runtime"
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """Time of one operator of an exported file in one run."""
+
+    name: str
+    kind: str
+    time_ms: float
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An intermediate value of a network: `values` are real numbers, `scale` is the int8 step or None for float.
+
+    `layer` is a module path on the simulated side, the tensor's name in an exported file.
+    """
+
+    layer: str
+    values: np.ndarray
+    scale: float | None
+
+
+class Session(Protocol):
+    """An exported file, loaded: named arrays in, named arrays out, the device finished on return."""
+
+    runtime: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    def run(self, batch: Batch) -> Batch:
+        """One inference; arrays must have the shapes and dtypes of `inputs`."""
+        ...
+
+    def profile(self, batch: Batch) -> Sequence[OperatorTime]:
+        """Time per operator in execution order, mean of several runs; empty where the runtime gives none."""
+        ...
+
+    def activations(self, batch: Batch) -> Sequence[Activation]:
+        """Intermediate values of the deployed file in execution order; empty where the runtime shows none."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Target(Part):
+    """Turns a model into files for one runtime, and opens them."""
+
+    scheme: ClassVar[Scheme]
+    suffixes: ClassVar[tuple[str, ...]]
+    """File endings that `open` takes; the first target by name to claim one opens it by default."""
+    requires: ClassVar[Mapping[str, tuple[str, ...]]]
+    """What `build` and `open` need: {"build": (modules...), "open": (modules...)}; "a|b" means one of them."""
+    needs_gpu: ClassVar[bool] = False
+    """Whether its files run on an NVIDIA GPU alone."""
+    extra: ClassVar[str]
+    """The extra of this package that installs what is required."""
+
+    def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
+        """Writes the files into `folder`. Raises `TargetError` or `UnsupportedOperator`."""
+        raise NotImplementedError
+
+    def open(self, file: Path) -> Session:
+        """Loads a file that this target built, or any other of its format. Raises `ModelFileError`, `TargetError`."""
+        raise NotImplementedError
+
+
+class Limits(BaseModel):
+    """What may ship."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    score_drop: float = 0.01
+    slower: Literal["refuse", "allow"] = "refuse"
+
+
+class Bench(BaseModel):
+    """How latency is measured: at least 100 runs and `min_seconds` a file, in `rounds` interleaved blocks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = 1
+    min_seconds: float = 3.0
+    rounds: int = 30

@@ -1,0 +1,67 @@
+"""This machine: what is in it, and what it is doing that could disturb a measurement."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edgedl import engine
+
+PACKAGES = (
+    "edgedl", "numpy", "torch", "torchao", "onnx", "onnxruntime", "litert-torch", "ai-edge-litert", "tflite-runtime",
+    "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
+
+
+def describe() -> dict[str, Any]:
+    """Processor, memory, GPU, clock governor, temperature and versions; None for what cannot be read."""
+    return {
+        "name": name(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory_bytes(),
+        "gpu": str(gpu) if (gpu := engine.find_gpu()) else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "temperature_c": _temperature_c(),
+        "versions": {package: found for package in PACKAGES if (found := _version(package))},
+    }
+
+
+def name() -> str:
+    """What a report calls this machine: the board if it says so (a Jetson does), else the processor."""
+    board = _read("/proc/device-tree/model")
+    if board:
+        return board.strip("\0 ")
+    cpuinfo = _read("/proc/cpuinfo") or ""
+    model = next((line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    lines = (_read("/proc/meminfo") or "").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal")), None)
+
+
+def _temperature_c() -> float | None:
+    readings = [_read(str(zone)) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    values = [int(reading) / 1000 for reading in readings if reading and reading.strip().lstrip("-").isdigit()]
+    return max(values, default=None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,48 @@
+"""Writing files so that nothing half-written ever bears a final name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a whole file under a temporary name, then renames it. Raises `OSError`."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(file: Path, value: Any, indent: int | None = 2) -> None:
+    """As `write_text`; refuses NaN and infinity, which are not JSON."""
+    write_text(file, json.dumps(value, indent=indent, allow_nan=False, default=str) + "\n")
+
+
+@contextmanager
+def filled_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `folder` when the block ends well, and vanishes when it does not."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

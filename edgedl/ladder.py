@@ -1,0 +1,197 @@
+"""The ladder: from the float network down to the deployed file, rung by rung, and the first layer where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgedl import stats
+from edgedl.core import Activation, Batch, Model, Session, Target, Task
+from edgedl.measure import Scored, batch_size, evaluate
+
+FLOAT_AGREEMENT_DB = 60.0
+"""A float file must repeat the float network to this signal-to-noise ratio; sound exports reach 100 dB and more."""
+QUANTIZED_MARGIN_DB = 10.0
+"""An int8 file may stray from its simulation by a tenth of the noise power that quantization itself made."""
+MIN_SAME_DECISIONS = 0.99
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A score over the whole test set; `drop` is how much worse than the float network's, in the metric's unit."""
+
+    name: str
+    score: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How closely a deployed file repeats what it was exported from, over the whole test set."""
+
+    sqnr_db: float
+    same_decision: float | None
+    """Share of equal decisions; None where the task decides nothing."""
+    max_steps: int | None
+    """The largest difference in int8 steps of an output; 0 is bit for bit. None for float files."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first layer whose deployed values differ from the simulated ones."""
+
+    layer: str
+    sqnr_db: float
+    max_steps: int | None
+    deployed_tensor: str
+
+
+@dataclass(frozen=True)
+class Climb:
+    """What the ladder found for one variant on one target."""
+
+    rungs: tuple[Rung, ...]
+    quantization_db: float | None
+    """Outputs of the simulation against the float network; None where nothing is quantized."""
+    agreement: Agreement
+    first_divergence: Divergence | None
+    breach: str | None
+    """Why the file is not what it was exported from; None if it is."""
+    deployed: Scored
+
+
+def climb(model: Model, reference: Scored, target: Target, session: Session, task: Task) -> Climb:
+    """Scores every rung for one deployed file. `reference` is the float network over the test set."""
+    deployed = evaluate(session, task, "test")
+    rungs = [Rung("float", reference.score, 0.0)]
+    simulated, quantization_db, scales = reference, None, dict[str, float]()
+    if model.quantization is not None:
+        simulation = model.quantization.simulated(target.scheme)
+        simulated, scales = simulation.evaluated("test"), simulation.output_scales()
+        quantization_db = _sqnr(reference.outputs, simulated.outputs)
+        rungs.append(_rung("simulated", simulated, reference, task))
+    rungs.append(_rung("deployed", deployed, reference, task))
+    agreement = Agreement(
+        sqnr_db=_sqnr(simulated.outputs, deployed.outputs),
+        same_decision=_same(simulated.decisions, deployed.decisions),
+        max_steps=_max_steps(simulated.outputs, deployed.outputs, scales),
+    )
+    needed = FLOAT_AGREEMENT_DB if quantization_db is None else quantization_db + QUANTIZED_MARGIN_DB
+    breached = agreement.sqnr_db < needed or (agreement.same_decision or 1.0) < MIN_SAME_DECISIONS
+    divergence = None
+    if breached or agreement.max_steps:
+        batch = _worst_batch(simulated.outputs, deployed.outputs, task, batch_size(session))
+        divergence = first_divergence(_inside(model, target, task, batch), session.activations(batch), needed)
+    return Climb(
+        rungs=tuple(rungs),
+        quantization_db=quantization_db,
+        agreement=agreement,
+        first_divergence=divergence,
+        breach=_breach(agreement, needed, divergence) if breached else None,
+        deployed=deployed,
+    )
+
+
+def first_divergence(
+    simulated: Sequence[Activation], deployed: Sequence[Activation], needed_db: float
+) -> Divergence | None:
+    """The first simulated value that no deployed tensor repeats: to the step if int8, to `needed_db` if float.
+
+    A value is looked for among the tensors of its size in either layout, since exporters rename
+    tensors and move channels last. None if all are found, or if the runtime shows none.
+    """
+    if not deployed:
+        return None
+    for wanted in simulated:
+        best: Divergence | None = None
+        for candidate in deployed:
+            if candidate.values.size != wanted.values.size:
+                continue
+            for values in _layouts(wanted.values):
+                found = candidate.values.reshape(-1)
+                steps = None
+                if wanted.scale is not None:
+                    steps = int(np.rint(np.abs(found - values).max() / wanted.scale))
+                ratio = stats.sqnr_db(values, found)
+                if best is None or ratio > best.sqnr_db:
+                    best = Divergence(wanted.layer, ratio, steps, candidate.layer)
+        if best is None:
+            return Divergence(wanted.layer, -stats.EXACT_DB, None, "no tensor of that size")
+        if best.max_steps or (best.max_steps is None and best.sqnr_db < needed_db):
+            return best
+    return None
+
+
+def as_json(climb: Climb, variant: str, target: Target) -> dict[str, Any]:
+    """The entry of a report's `ladder`."""
+    divergence = climb.first_divergence
+    return {
+        "variant": variant,
+        "target": target.use,
+        "rungs": [vars(rung) for rung in climb.rungs],
+        "quantization": None if climb.quantization_db is None else {"sqnr_db": climb.quantization_db},
+        "agreement": vars(climb.agreement),
+        "first_divergence": None if divergence is None else vars(divergence),
+    }
+
+
+def _inside(model: Model, target: Target, task: Task, batch: Batch) -> list[Activation]:
+    from edgedl.quantize.simulate import activations, export_graph
+
+    if model.quantization is None:
+        graph = export_graph(model.net, task)
+    else:
+        graph = model.quantization.simulated(target.scheme).graph
+    return activations(graph, [batch[name] for name in task.inputs])
+
+
+def _layouts(values: np.ndarray) -> list[np.ndarray]:
+    """Values flattened as they lie and, from three dimensions on, with channels last."""
+    flat = [values.reshape(-1)]
+    if values.ndim > 2:
+        flat.append(np.moveaxis(values, 1, -1).reshape(-1))
+    return flat
+
+
+def _rung(name: str, scored: Scored, reference: Scored, task: Task) -> Rung:
+    return Rung(name, scored.score, task.metric.drop(reference.score, scored.score))
+
+
+def _sqnr(reference: Batch, other: Batch) -> float:
+    """The worst output's ratio."""
+    return min(stats.sqnr_db(reference[name], other[name]) for name in reference)
+
+
+def _same(simulated: np.ndarray | None, deployed: np.ndarray | None) -> float | None:
+    if simulated is None or deployed is None:
+        return None
+    return float((simulated == deployed).mean())
+
+
+def _max_steps(simulated: Batch, deployed: Batch, scales: dict[str, float]) -> int | None:
+    steps = [np.rint(np.abs(simulated[name] - deployed[name]).max() / scale) for name, scale in scales.items()]
+    return int(max(steps)) if steps else None
+
+
+def _worst_batch(simulated: Batch, deployed: Batch, task: Task, size: int) -> Batch:
+    """The test batch with the sample whose outputs differ most."""
+    errors = sum(
+        np.abs(simulated[name] - deployed[name]).reshape(len(simulated[name]), -1).max(axis=1) for name in simulated
+    )
+    start = int(np.argmax(errors)) // size * size
+    arrays = task.arrays("test")
+    rows = np.minimum(np.arange(start, start + size), len(next(iter(arrays.values()))) - 1)
+    return {name: np.ascontiguousarray(arrays[name][rows]) for name in task.inputs}
+
+
+def _breach(agreement: Agreement, needed: float, divergence: Divergence | None) -> str:
+    said = f"the file strays from what was exported: {agreement.sqnr_db:.1f} dB where {needed:.1f} dB are needed"
+    if agreement.same_decision is not None:
+        said += f", {agreement.same_decision:.1%} equal decisions"
+    if divergence is None:
+        return said
+    steps = "" if divergence.max_steps is None else f" by up to {divergence.max_steps} steps"
+    return f"{said}; they part at layer {divergence.layer}{steps} (tensor {divergence.deployed_tensor})"

@@ -1,0 +1,219 @@
+"""Running .tflite files with the LiteRT interpreter, timing their operators and looking inside. No torch here."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edgedl.core import Activation, Batch, MissingPackage, ModelFileError, OperatorTime, TensorSpec
+
+MAX_PROFILED_OPERATORS = 64
+NUM_PROFILED_RUNS = 200
+IDENTIFIER = b"TFL3"
+
+
+class LiteRTSession:
+    """A file in the LiteRT interpreter, on the CPU (with the XNNPACK delegate, its default)."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        self.file, self.threads = file, threads
+        library = interpreter_library()
+        self.runtime = f"{library.__name__.partition('.')[0]} {_version(library)}"
+        self.interpreter = _load(file, threads)
+        self.interpreter.allocate_tensors()
+        inputs, outputs = _named_details(self.interpreter)
+        self.inputs = {name: _spec(detail) for name, detail in inputs.items()}
+        self.outputs = {name: _spec(detail) for name, detail in outputs.items()}
+        self._inputs = [(name, detail["index"]) for name, detail in inputs.items()]
+        self._outputs = [(name, detail["index"]) for name, detail in outputs.items()]
+
+    def run(self, batch: Batch) -> Batch:
+        interpreter = self.interpreter
+        for name, index in self._inputs:
+            interpreter.set_tensor(index, batch[name])
+        interpreter.invoke()
+        return {name: interpreter.get_tensor(index) for name, index in self._outputs}
+
+    def profile(self, batch: Batch) -> Sequence[OperatorTime]:
+        """Times of operators with the kernels that the whole file uses.
+
+        The interpreter has no profiler in Python, so the file is cut after each operator in turn and
+        what each cut adds to the latency is that operator's time. Empty without `ai_edge_litert`
+        (whose flatbuffer schema does the cutting) and for files of more than one subgraph.
+        """
+        graph = _Flatbuffer.read(self.file)
+        if graph is None or len(graph.operators) > MAX_PROFILED_OPERATORS:
+            return ()
+        times = []
+        reached = 0.0
+        for index, operator in enumerate(graph.operators):
+            with graph.cut_after(index) as file:
+                latency = _median_latency_ms(LiteRTSession(file, self.threads), batch)
+            # A cut can be faster than the one before where the delegate fuses; time can't be negative.
+            times.append(OperatorTime(graph.name(operator), graph.kind(operator), max(latency - reached, 0.0)))
+            reached = max(latency, reached)
+        return times
+
+    def activations(self, batch: Batch) -> Sequence[Activation]:
+        """Every intermediate value, from a copy of the file that also returns them. Empty without `ai_edge_litert`."""
+        graph = _Flatbuffer.read(self.file)
+        if graph is None:
+            return ()
+        with graph.returning_everything() as (file, names):
+            session = LiteRTSession(file, self.threads)
+            session.run(batch)
+            details = session.interpreter.get_output_details()
+            return [
+                _activation(name, session.interpreter.get_tensor(detail["index"]), detail["quantization_parameters"])
+                for name, detail in zip(names, details, strict=True)
+            ]
+
+    def close(self) -> None:
+        del self.interpreter
+
+
+def interpreter_library() -> ModuleType:
+    """`ai_edge_litert.interpreter`, else `tflite_runtime.interpreter`: the same interface under two names."""
+    try:
+        from ai_edge_litert import interpreter
+
+        return interpreter  # type: ignore[no-any-return]
+    except ModuleNotFoundError:
+        pass
+    try:
+        from tflite_runtime import interpreter
+
+        return interpreter  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        raise MissingPackage("TFLite files need a runtime: pip install 'edgedl[tflite]'") from error
+
+
+class _Flatbuffer:
+    """The first subgraph of a .tflite file, editable through the schema's object interface."""
+
+    def __init__(self, schema: ModuleType, content: bytes) -> None:
+        self.schema, self.content = schema, content
+        self.model = self._parse()
+        self.tensors = self.model.subgraphs[0].tensors
+        self.operators = self.model.subgraphs[0].operators
+        self.kinds = {value: key for key, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+
+    @classmethod
+    def read(cls, file: Path) -> _Flatbuffer | None:
+        """None where the schema is not installed, or where the file has more than one subgraph."""
+        try:
+            from ai_edge_litert import schema_py_generated as schema
+        except ModuleNotFoundError:
+            return None
+        graph = cls(schema, file.read_bytes())
+        return graph if len(graph.model.subgraphs) == 1 else None
+
+    def name(self, operator: Any) -> str:
+        name: bytes = self.tensors[operator.outputs[0]].name
+        return name.decode("utf-8", "replace")
+
+    def kind(self, operator: Any) -> str:
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        return self.kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+    @contextmanager
+    def cut_after(self, index: int) -> Iterator[Path]:
+        """The file that ends with operator `index`."""
+        model = self._parse()
+        subgraph = model.subgraphs[0]
+        subgraph.operators = subgraph.operators[: index + 1]
+        subgraph.outputs = list(subgraph.operators[-1].outputs)
+        with self._written(model) as file:
+            yield file
+
+    @contextmanager
+    def returning_everything(self) -> Iterator[tuple[Path, list[str]]]:
+        """The file that returns every operator's outputs, in execution order, and their names."""
+        model = self._parse()
+        subgraph = model.subgraphs[0]
+        subgraph.outputs = [index for operator in subgraph.operators for index in operator.outputs]
+        names = [self.tensors[index].name.decode("utf-8", "replace") for index in subgraph.outputs]
+        with self._written(model) as file:
+            yield file, names
+
+    def _parse(self) -> Any:
+        return self.schema.ModelT.InitFromObj(self.schema.Model.GetRootAs(self.content, 0))
+
+    @contextmanager
+    def _written(self, model: Any) -> Iterator[Path]:
+        import flatbuffers
+
+        for signature in model.signatureDefs or []:
+            signature.outputs = []  # they may be gone; the names of inputs are still needed
+        builder = flatbuffers.Builder(len(self.content))
+        builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.tflite"
+            file.write_bytes(builder.Output())
+            yield file
+
+
+def _load(file: Path, threads: int) -> Any:
+    library = interpreter_library()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{file}: cannot be read: {error.strerror}") from error
+    if content[4:8] != IDENTIFIER:
+        raise ModelFileError(f"{file}: no TFLite file (it lacks the identifier TFL3)")
+    try:
+        return library.Interpreter(model_path=str(file), num_threads=threads)
+    except (ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{file}: the interpreter cannot load it: {str(error).splitlines()[0]}") from error
+
+
+def _named_details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Input and output details under the names of the file's signature, or of its tensors where it has none."""
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    signatures = interpreter.get_signature_list()
+    if len(signatures) != 1:
+        return {detail["name"]: detail for detail in inputs}, {detail["name"]: detail for detail in outputs}
+    runner = interpreter.get_signature_runner(next(iter(signatures)))
+    return _in_order(runner.get_input_details(), inputs), _in_order(runner.get_output_details(), outputs)
+
+
+def _in_order(named: dict[str, Any], details: list[Any]) -> dict[str, Any]:
+    by_index = {detail["index"]: name for name, detail in named.items()}
+    return {by_index.get(detail["index"], detail["name"]): detail for detail in details}
+
+
+def _spec(detail: Any) -> TensorSpec:
+    return TensorSpec(tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]).name)
+
+
+def _activation(name: str, values: np.ndarray, grid: Any) -> Activation:
+    if len(grid["scales"]) != 1:
+        return Activation(name, values, None)
+    scale, zero_point = grid["scales"][0], grid["zero_points"][0]
+    return Activation(name, (values.astype(np.float32) - zero_point) * np.float32(scale), float(scale))
+
+
+def _median_latency_ms(session: LiteRTSession, batch: Batch) -> float:
+    samples = []
+    for _ in range(NUM_PROFILED_RUNS):
+        start = time.perf_counter_ns()
+        session.run(batch)
+        samples.append(time.perf_counter_ns() - start)
+    return float(np.median(samples[NUM_PROFILED_RUNS // 4 :])) / 1e6
+
+
+def _version(library: ModuleType) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    package = library.__name__.partition(".")[0].replace("_", "-")
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a system package without Python metadata
+        return "(version unknown)"

@@ -1,0 +1,199 @@
+"""Measuring exported files: scores over whole splits, and latencies in interleaved blocks. numpy only: it runs on the device."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgedl import stats
+from edgedl.core import Batch, Bench, Session, Split, Target, TargetError, Task, TensorSpec
+
+MIN_WARM_UP_RUNS = 10
+MIN_WARM_UP_SECONDS = 0.2
+MAX_WARM_UP_SECONDS = 5.0
+STABLE = 0.02
+"""Warm-up ends when the median of the last third of its runs is within this share of that of the third before."""
+MIN_RUNS = 100
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a session answered over a whole split."""
+
+    outputs: Batch
+    score: float
+    samples: int
+    decisions: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """A file opened in a fresh process."""
+
+    init_ms: float
+    """Loading the file and its first run."""
+    peak_memory_bytes: int | None
+    """Growth of the process's peak resident memory over what it held with the runtime imported; None off Linux."""
+
+
+def evaluate(session: Session, task: Task, split: Split) -> Scored:
+    """Runs a whole split through a session; the last batch is padded to the file's fixed batch size."""
+    size = batch_size(session)
+    collected: dict[str, list[np.ndarray]] = {}
+    for batch in task.batches(split, size):
+        length = len(next(iter(batch.values())))
+        padded = {name: _pad(values, size) for name, values in batch.items()}
+        for name, values in task.predict(session, padded).items():
+            collected.setdefault(name, []).append(values[:length])
+    outputs = {name: np.concatenate(parts) for name, parts in collected.items()}
+    arrays = task.arrays(split)
+    return Scored(
+        outputs=outputs,
+        score=task.score(outputs, arrays),
+        samples=len(next(iter(arrays.values()))),
+        decisions=task.decisions(outputs),
+    )
+
+
+def batch_size(session: Session) -> int:
+    return next(iter(session.inputs.values())).shape[0]
+
+
+def sample(task: Task, session: Session) -> Batch:
+    """Real inputs of one batch, from the test split: time may depend on data."""
+    size = batch_size(session)
+    first = next(task.batches("test", size))
+    return {name: np.ascontiguousarray(_pad(first[name], size)) for name in task.inputs}
+
+
+def random_inputs(inputs: Mapping[str, TensorSpec]) -> Batch:
+    """Inputs for a file of which nothing is known: normal floats, zeros for integers and booleans."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.standard_normal(spec.shape).astype(spec.dtype)
+        if np.issubdtype(np.dtype(spec.dtype), np.floating)
+        else np.zeros(spec.shape, spec.dtype)
+        for name, spec in inputs.items()
+    }
+
+
+def interleave(runs: Mapping[str, tuple[Session, Batch]], bench: Bench) -> dict[str, list[np.ndarray]]:
+    """Latencies in ms of several sessions, measured in turn: `bench.rounds` blocks each, every other round backwards.
+
+    Returns for each name its blocks, each (runs,) float64. Nothing but `session.run` stands between
+    the clock's two readings; the first run of a block, which finds the caches cold, is thrown away.
+    """
+    for session, batch in runs.values():
+        warm_up(session, batch)
+    block_seconds = bench.min_seconds / bench.rounds
+    block_runs = -(-MIN_RUNS // bench.rounds)
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in runs}
+    names = list(runs)
+    for round_index in range(bench.rounds):
+        for name in names if round_index % 2 == 0 else reversed(names):
+            blocks[name].append(_block(*runs[name], block_seconds, block_runs))
+    return blocks
+
+
+def warm_up(session: Session, batch: Batch) -> None:
+    """Runs until the rolling median is stable: at least 10 runs and 0.2 s, at most 5 s."""
+    samples: list[int] = []
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < MAX_WARM_UP_SECONDS:
+        samples.append(_timed_run(session, batch))
+        if elapsed < MIN_WARM_UP_SECONDS or len(samples) < MIN_WARM_UP_RUNS or len(samples) % 10:
+            continue
+        third = max(len(samples) // 3, 3)
+        before, last = np.median(samples[-2 * third : -third]), np.median(samples[-third:])
+        if abs(last - before) <= STABLE * before:
+            return
+
+
+def cold_start(target: Target, file: Path) -> ColdStart:
+    """Opens a file and runs it once in a process of its own. Raises `TargetError` with the last line it said."""
+    command = [sys.executable, "-m", "edgedl.measure", target.use, target.model_dump_json(), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise TargetError(f"{file} failed in a fresh process: {said[-1] if said else f'status {done.returncode}'}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return ColdStart(answer["init_ms"], answer["peak_memory_bytes"])
+
+
+def latency_summary(blocks: list[np.ndarray], batch_size: int, threads: int | None) -> dict[str, object]:
+    """The `latency_ms` object of a report's row."""
+    latency = stats.summarize(blocks)
+    return {
+        "median": latency.median,
+        "p90": latency.p90,
+        "p99": latency.p99,
+        "ci95": list(latency.ci95),
+        "runs": latency.runs,
+        "batch_size": batch_size,
+        "threads": threads,
+    }
+
+
+def _block(session: Session, batch: Batch, seconds: float, min_runs: int) -> np.ndarray:
+    session.run(batch)
+    samples: list[int] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(samples) < min_runs:
+        samples.append(_timed_run(session, batch))
+    return np.array(samples) / 1e6
+
+
+def _timed_run(session: Session, batch: Batch) -> int:
+    run = session.run
+    start = time.perf_counter_ns()
+    run(batch)
+    return time.perf_counter_ns() - start
+
+
+def _pad(values: np.ndarray, size: int) -> np.ndarray:
+    missing = size - len(values)
+    return values if missing == 0 else np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
+
+
+def _memory(field: str) -> int | None:
+    """A field of this process's status in bytes, such as VmRSS or VmHWM; None where there is no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
+def _reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the peak then includes the imports, which is said in the documentation
+
+
+def _main(use: str, fields: str, file: str) -> None:
+    from edgedl import plugins
+
+    target = plugins.load("targets", use).model_validate_json(fields)
+    assert isinstance(target, Target)
+    target.open(Path(file)).close()  # imports the runtime and whatever it loads on first use
+    _reset_peak_memory()
+    before = _memory("VmRSS")
+    start = time.perf_counter_ns()
+    session = target.open(Path(file))
+    session.run(random_inputs(session.inputs))
+    init_ms = (time.perf_counter_ns() - start) / 1e6
+    peak = _memory("VmHWM")
+    growth = None if before is None or peak is None else max(peak - before, 0)
+    print(json.dumps({"init_ms": init_ms, "peak_memory_bytes": growth}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

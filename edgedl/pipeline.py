@@ -1,0 +1,90 @@
+"""The whole program: a recipe in, a run folder with measured files out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgedl import gate, ladder, measure, plugins, progress, stages, stats
+from edgedl.core import EdgedlError, Model, Target
+from edgedl.devices import local
+from edgedl.measure import Scored
+from edgedl.recipe import Recipe
+from edgedl.report import document
+from edgedl.report.document import Entry
+from edgedl.run import Run
+
+
+def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Run:
+    """Trains, compresses, exports, measures and judges; returns the finished run.
+
+    `source` is the recipe's text, kept in the run. With `fresh`, no step is taken from earlier runs.
+    What fails for one target is a row of the report with its reason; the others go on.
+    Raises `UsageError` before anything expensive, and whatever a step raises.
+    """
+    from edgedl.torch_session import TorchSession
+
+    plugins.require(recipe.targets)
+    task = recipe.task
+    task.arrays("test")
+    run = Run.create(recipe, source, root)
+    with progress.diverted(run.log):
+        variants = stages.apply_steps(recipe, run, root, fresh)
+        reference = measure.evaluate(TorchSession(variants["float"].net, task), task, "test")
+        report = document.begin(recipe, variants)
+        for target in recipe.targets:
+            document.add(report, run, target, *_judged(run, target, variants, reference))
+            run.note_stage(f"targets/{target.use}", {})
+        run.save_quantization(list(variants.values())[-1])
+        run.finish(report)
+    return run
+
+
+def _judged(
+    run: Run, target: Target, variants: Mapping[str, Model], reference: Scored
+) -> tuple[list[Entry], gate.Verdict | None]:
+    """Every variant on one target: built, held against the ladder, measured in turn with the others, judged."""
+    bench, task = run.recipe.bench, run.recipe.task
+    with progress.stage(f"{target.use}: build and check", len(variants)) as step:
+        entries = []
+        for name, model in variants.items():
+            entries.append(_built(run, target, name, model, reference))
+            step(1, entries[-1].summary(task.metric))
+    running = {entry.variant: entry for entry in entries if entry.runs_here}
+    with progress.stage(f"{target.use}: measure", len(running)) as step:
+        timed = {name: (entry.opened(), measure.sample(task, entry.opened())) for name, entry in running.items()}
+        for name, blocks in measure.interleave(timed, bench).items():
+            running[name].latencies_ms = blocks
+            running[name].operators = running[name].opened().profile(timed[name][1])
+            step(1, f"{name}: {stats.summarize(blocks).median:.4f} ms")
+    for entry in running.values():
+        entry.compare_with(running.get("float"))
+        entry.opened().close()
+    if any(entry.climb is None for entry in entries):
+        return entries, None
+    float_entry, *compressed = entries
+    there = None if float_entry.runs_here else document.judging_command(run, entries)
+    candidates = [entry.candidate() for entry in compressed]
+    verdict = gate.judge(
+        float_entry.candidate(), candidates, run.recipe.limits, task.metric, local.name(), there
+    )
+    return entries, verdict
+
+
+def _built(run: Run, target: Target, variant: str, model: Model, reference: Scored) -> Entry:
+    entry = Entry(variant, model)
+    task = run.recipe.task
+    try:
+        with run.building(variant, target) as folder:
+            artifact = target.build(model, task, folder, run.recipe.bench.batch_size)
+        entry.artifact = run.moved(artifact, folder, variant, target)
+        if artifact.status == "ok":
+            entry.session = target.open(entry.artifact.file)
+            entry.cold_start = measure.cold_start(target, entry.artifact.file)
+        else:  # the very ONNX file that the engine was built from, where it can run
+            assert entry.artifact.stand_in is not None
+            entry.session = plugins.stand_in().open(entry.artifact.stand_in)
+        entry.climb = ladder.climb(model, reference, target, entry.session, task)
+    except EdgedlError as error:
+        entry.reason = str(error)
+    return entry

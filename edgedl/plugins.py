@@ -1,0 +1,117 @@
+"""Plugins: a file in a folder of a kind is a plugin of that kind; the only place that imports by name."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+from collections.abc import Iterable
+from typing import Literal, cast
+
+from edgedl.core import MissingPackage, Network, Part, Step, Target, Task, UsageError
+
+Kind = Literal["tasks", "models", "steps", "targets"]
+
+BASES: dict[Kind, type[Part]] = {"tasks": Task, "models": Network, "steps": Step, "targets": Target}
+
+PACKAGES = {
+    # import name -> what pip calls it, where they differ
+    "sklearn": "scikit-learn",
+    "ai_edge_litert": "ai-edge-litert",
+    "litert_torch": "litert-torch",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "cuda.bindings": "cuda-python",
+}
+
+
+def names(kind: Kind) -> list[str]:
+    """All plugins of a kind as recipes spell them: edgedl's own and those of installed packages."""
+    package = importlib.import_module(f"edgedl.{kind}")
+    own = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    foreign = [entry.name for entry in importlib.metadata.entry_points(group=f"edgedl.{kind}")]
+    return sorted({name.replace("_", "-") for name in own + foreign})
+
+
+def load(kind: Kind, name: str) -> type[Part]:
+    """The class behind `use = name`: a plugin's name, or "package.module:Class" for one's own.
+
+    Raises `UsageError` for an unknown name (with the nearest ones), or a class of another kind.
+    """
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        return _checked(kind, name, _attribute(module_name, class_name))
+    for entry in importlib.metadata.entry_points(group=f"edgedl.{kind}", name=name):
+        return _checked(kind, name, entry.load())
+    if name not in names(kind):
+        raise UsageError(f'no {kind} named "{name}"; {nearest(name, names(kind))}')
+    module_name = name.replace("-", "_")
+    module = importlib.import_module(f"edgedl.{kind}.{module_name}")
+    wanted = module_name.replace("_", "")
+    found = next(value for key, value in vars(module).items() if key.lower() == wanted and isinstance(value, type))
+    return _checked(kind, name, found)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint: the valid names nearest to `name`, or all of them."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(valid)}"
+
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported, without importing it; "a|b" asks for one of the two."""
+    return any(_exists(alternative) for alternative in module.split("|"))
+
+
+def missing(target: Target, purpose: Literal["build", "open"]) -> list[str]:
+    """Modules that a target lacks to build or to open its files."""
+    return [module for module in target.requires[purpose] if not installed(module)]
+
+
+def require(targets: Iterable[Target], purpose: Literal["build", "open"] = "build") -> None:
+    """Raises `MissingPackage` naming all that is missing and the pip line, before anything expensive starts."""
+    lines = []
+    for target in targets:
+        if lacking := missing(target, purpose):
+            packages = ", ".join(PACKAGES.get(module.split("|")[0], module.split("|")[0]) for module in lacking)
+            lines.append(f"target {target.use} needs {packages}: {pip_line(target.extra)}")
+    if lines:
+        raise MissingPackage("; ".join(lines))
+
+
+def stand_in() -> Target:
+    """The target that scores the ONNX file behind an engine which cannot run here."""
+    found = load("targets", "onnxruntime").model_validate({})
+    assert isinstance(found, Target)
+    return found
+
+
+def pip_line(*extras: str) -> str:
+    """What to type to install extras of this package."""
+    return f"pip install 'edgedl[{','.join(extras)}]'"
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name is missing
+        return False
+
+
+def _attribute(module_name: str, class_name: str) -> object:
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"cannot import {module_name}: {error}; is it on the Python path?") from error
+    if not hasattr(module, class_name):
+        raise UsageError(f"module {module_name} has no {class_name}; {nearest(class_name, vars(module))}")
+    return getattr(module, class_name)
+
+
+def _checked(kind: Kind, name: str, found: object) -> type[Part]:
+    base = BASES[kind]
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(f"{name} is no {base.__name__} and cannot stand under {kind}")
+    return cast("type[Part]", found)

@@ -1,0 +1,83 @@
+"""What a person sees while work goes on: one line a stage on stderr, with the noise of libraries sent to a log file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_display: Progress | None = None
+
+
+@contextmanager
+def display() -> Iterator[None]:
+    """Shows the stages that run inside, on stderr; without it they run silently."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    global _display
+    # Its own descriptor: `diverted` points the process's stderr elsewhere meanwhile.
+    with os.fdopen(os.dup(sys.__stderr__.fileno()), "w") as stream:  # type: ignore[union-attr]
+        console = Console(file=stream)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as _display:
+            try:
+                yield
+            finally:
+                _display_off()
+
+
+def _display_off() -> None:
+    global _display
+    if _display is not None:
+        _display.stop()
+    _display = None
+
+
+@contextmanager
+def stage(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """A stage of `total` units; yields `step(units, figures="")`, where figures is text such as a loss."""
+    if _display is None:
+        yield lambda units, figures="": None
+        return
+    shown = _display
+    task = shown.add_task(label, total=total, figures="")
+
+    def step(units: int, figures: str = "") -> None:
+        shown.update(task, advance=units)
+        if figures:
+            shown.update(task, figures=figures)
+
+    yield step
+    shown.stop_task(task)
+
+
+@contextmanager
+def diverted(log: Path) -> Iterator[None]:
+    """Sends whatever is written to stdout and stderr inside, by native code too, to the end of a log file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, original in enumerate(saved, start=1):
+                os.dup2(original, descriptor)
+                os.close(original)

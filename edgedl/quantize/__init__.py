@@ -1,0 +1,1 @@
+"""Quantization: one operator table, one graph a scheme, calibrators that are plain functions."""

@@ -1,0 +1,195 @@
+"""The PT2E quantizer: annotates an exported graph from the operator table and observes its values."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.observer import ObserverBase
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from edgedl.core import UnsupportedOperator
+from edgedl.quantize.calibrators import CALIBRATORS, Histogram
+from edgedl.quantize.operators import OPERATORS, Operator, Role
+from edgedl.quantize.schemes import Scheme
+
+NUM_BINS = 8192
+SMALLEST_SCALE = 2.0**-120
+"""For a tensor of zeros: still a normal float32, and so are its products with other scales."""
+
+
+class TableQuantizer(Quantizer):
+    """Annotates every operator of a graph for one scheme, by the table in `operators`.
+
+    Raises `UnsupportedOperator` for an operator on float values that the table does not list.
+    """
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        self.activation = QuantizationSpec(
+            dtype=torch.int8,
+            observer_or_fake_quant_ctr=ActivationObserver,
+            quant_min=scheme.activation_min,
+            quant_max=scheme.activation_max,
+            qscheme=torch.per_tensor_symmetric if scheme.symmetric_activations else torch.per_tensor_affine,
+        )
+        self.scheme = scheme
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        for node in model.graph.nodes:
+            if node.op == "call_function" and is_float(node):
+                self._annotate(node, operator_of(node))
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing is left to check: `annotate` refuses what the table does not list."""
+
+    def _annotate(self, node: Node, operator: Operator) -> None:
+        inputs = _activations(node, operator)
+        specs = {source: self.activation for source in inputs}
+        if operator.role is Role.WEIGHTED:
+            specs[node.args[operator.weight]] = self._weight(operator.weight_axis)
+        output = self.activation
+        if operator.role is Role.MOVES:
+            first = (inputs[0], node)
+            specs |= {source: SharedQuantizationSpec(first) for source in inputs[1:]}
+            output = SharedQuantizationSpec(first)
+        if operator.role is Role.ACTIVATES and joins_producer(node):
+            specs = {}  # the producer's kernel applies it: no grid between the two
+        if joined_activation(node) is not None:
+            output = None
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+            input_qspec_map=specs, output_qspec=output, _annotated=True
+        )
+
+    def _weight(self, axis: int) -> QuantizationSpec:
+        return QuantizationSpec(
+            dtype=torch.int8,
+            observer_or_fake_quant_ctr=PerChannelWeightObserver,
+            quant_min=self.scheme.weight_min,
+            quant_max=self.scheme.weight_max,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=axis,
+        )
+
+
+class ActivationObserver(ObserverBase):
+    """Collects the histogram of an activation; any calibrator can read a range off it afterwards.
+
+    Bins cover [-reach, reach] with reach a power of two; a larger value doubles the reach by merging
+    neighbouring bins, so that the result does not depend on the order of the batches.
+    """
+
+    def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: object) -> None:
+        super().__init__(dtype=dtype)
+        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.calibrator = "min-max"
+        self.counts = np.zeros(NUM_BINS)
+        self.reach = 0.0
+        self.low, self.high = np.inf, -np.inf
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = x.detach()
+        low, high = float(values.min()), float(values.max())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        reach = 2.0 ** np.ceil(np.log2(max(-low, high, 2.0**-126)))
+        if self.reach == 0.0:
+            self.reach = reach
+        while self.reach < reach:
+            self.counts = _double_reach(self.counts)
+            self.reach *= 2
+        self.counts += torch.histc(values, NUM_BINS, -self.reach, self.reach).double().numpy()
+        return x
+
+    def calculate_qparams(self, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale float32 and zero point int32, scalars."""
+        symmetric = self.qscheme == torch.per_tensor_symmetric
+        histogram = Histogram(self.counts, self.reach, self.low, self.high)
+        low, high = CALIBRATORS[self.calibrator](histogram, symmetric)
+        num_steps = 2 * self.quant_max if symmetric else self.quant_max - self.quant_min
+        scale = np.float32(max((high - low) / num_steps, SMALLEST_SCALE))
+        zero_point = 0
+        if not symmetric:
+            zero_point = int(np.clip(self.quant_min - round(low / float(scale)), self.quant_min, self.quant_max))
+        return torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32)
+
+
+class PerChannelWeightObserver(ObserverBase):
+    """The largest magnitude of each output channel of a weight."""
+
+    def __init__(
+        self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, ch_axis: int, **_: object
+    ) -> None:
+        super().__init__(dtype=dtype)
+        self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
+        self.reach = torch.zeros(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.reach = x.detach().movedim(self.ch_axis, 0).flatten(1).abs().amax(1)
+        return x
+
+    def calculate_qparams(self, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales float32 and zero points int64, both (C,)."""
+        # A channel of zeros (pruned away, or never trained) still needs a scale to divide by.
+        scale = torch.where(self.reach > 0, self.reach / self.quant_max, torch.ones_like(self.reach))
+        return scale, torch.zeros_like(scale, dtype=torch.int64)
+
+
+def operator_of(node: Node) -> Operator:
+    """The node's row of the table; raises `UnsupportedOperator` with the module that made it."""
+    name = str(node.target)
+    if name not in OPERATORS:
+        raise UnsupportedOperator(name, layer_of(node))
+    return OPERATORS[name]
+
+
+def layer_of(node: Node) -> str:
+    """The path of the module that made a node, such as `features.conv1`; "" for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return path.removeprefix("L['self']").removeprefix(".")
+
+
+def is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def joined_activation(node: Node) -> Node | None:
+    """The element-wise operator that the kernel of `node` applies to its own result, if any."""
+    operator = OPERATORS.get(str(node.target))
+    users = list(node.users)
+    fuses = operator is not None and (operator.role is Role.WEIGHTED or str(node.target).startswith("aten.add"))
+    if fuses and len(users) == 1:
+        follower = OPERATORS.get(str(users[0].target))
+        if follower is not None and follower.role is Role.ACTIVATES:
+            return users[0]
+    return None
+
+
+def joins_producer(node: Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, Node) and joined_activation(source) is node
+
+
+def _activations(node: Node, operator: Operator) -> list[Node]:
+    found: list[Node] = []
+    for position in operator.inputs:
+        argument = node.args[position]
+        for candidate in argument if isinstance(argument, list | tuple) else [argument]:
+            if isinstance(candidate, Node) and is_float(candidate) and candidate not in found:
+                found.append(candidate)
+    return found
+
+
+def _double_reach(counts: np.ndarray) -> np.ndarray:
+    quarter = len(counts) // 4
+    wider = np.zeros_like(counts)
+    wider[quarter : 3 * quarter] = counts.reshape(-1, 2).sum(1)
+    return wider

@@ -1,0 +1,166 @@
+"""The run folder: everything that a run made, readable without edgedl. Its presence of `report.json` means finished."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgedl import __version__, files
+from edgedl.core import Artifact, Model, Target, UsageError
+from edgedl.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+"""Version of `report.json`; it rises when a key changes its meaning or goes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder `<root>/<recipe>/<time>/` on its way from `recipe.toml` to `report.json`."""
+
+    folder: Path
+    recipe: Recipe
+
+    @classmethod
+    def create(cls, recipe: Recipe, source: str, root: Path) -> Run:
+        """A new folder with the recipe as read. Raises `UsageError` where it cannot be written."""
+        started = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+        parent = root / recipe.name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = _unused(parent / started)
+            folder.mkdir()
+            run = cls(folder, recipe)
+            files.write_text(folder / "recipe.toml", source)
+            run.note_stage("created", {"edgedl": __version__, "command": shlex.join(sys.argv), "seed": recipe.seed})
+        except OSError as error:
+            raise UsageError(f"{parent}: cannot write a run there: {error.strerror}; choose another with --out") from error
+        return run
+
+    @property
+    def log(self) -> Path:
+        """What libraries said meanwhile."""
+        return self.folder / "log.txt"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"
+
+    def note_stage(self, stage: str, facts: Mapping[str, Any]) -> None:
+        """Adds a finished stage to `run.json`."""
+        file = self.folder / "run.json"
+        stages = json.loads(file.read_text()) if file.exists() else {}
+        stages[stage] = {"finished": datetime.now().isoformat(timespec="seconds"), **facts}
+        files.write_json(file, stages)
+
+    def save_step(self, index: int, model: Model, key: str) -> None:
+        """Keeps what a step did, with the weights if it learned: safetensors and JSON, no pickle."""
+        step = self.recipe.steps[index]
+        with files.filled_folder(self.folder / "steps" / f"{index:02}-{step.use}") as folder:
+            files.write_json(folder / "step.json", {"step": step.model_dump(), "key": key})
+            files.write_json(folder / "metrics.json", model.lineage[-1].metrics)
+            if step.learns:
+                from safetensors.torch import save_file
+
+                save_file({name: value.contiguous() for name, value in model.net.state_dict().items()},
+                          folder / "weights.safetensors")  # fmt: skip
+                structure = {"model": self.recipe.model.model_dump(), "task": self.recipe.task.model_dump()}
+                files.write_json(folder / "structure.json", structure)
+        self.note_stage(f"steps/{index:02}-{step.use}", {})
+
+    def save_quantization(self, model: Model) -> None:
+        """Keeps the grids of every scheme that was used, and how each calibrator did."""
+        if model.quantization is None:
+            return
+        index = next(i for i, step in enumerate(self.recipe.steps) if step.use == "quantize")
+        folder = self.folder / "steps" / f"{index:02}-quantize"
+        for scheme, simulation in model.quantization.simulations.items():
+            tried = {name: vars(trial) for name, trial in simulation.tried.items()}
+            content = {"calibrator": simulation.calibrator, "tried": tried, "grids": simulation.grids()}
+            files.write_json(folder / f"{scheme}.json", content)
+
+    @contextmanager
+    def building(self, variant: str, target: Target) -> Iterator[Path]:
+        """The folder to build one target's files in; it gets its name when all are written."""
+        with files.filled_folder(self.target_folder(variant, target)) as folder:
+            yield folder
+
+    def target_folder(self, variant: str, target: Target) -> Path:
+        """`targets/<variant>/<target>`; a second target of the same kind gets its place in the recipe behind its name."""
+        same = [other for other in self.recipe.targets if other.use == target.use]
+        suffix = f"-{same.index(target)}" if len(same) > 1 else ""
+        return self.folder / "targets" / variant / f"{target.use}{suffix}"
+
+    def moved(self, artifact: Artifact, built_in: Path, variant: str, target: Target) -> Artifact:
+        """The artifact under the folder's final name."""
+        final = self.target_folder(variant, target)
+        stand_in = final / artifact.stand_in.relative_to(built_in) if artifact.stand_in else None
+        return replace(artifact, file=final / artifact.file.relative_to(built_in), stand_in=stand_in)
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Writes `report.json`, the last file: whoever finds it finds a finished run."""
+        files.write_json(self.report, report)
+
+
+def find_finished(name: str, root: Path) -> Path:
+    """The folder of a finished run: a path, or a recipe's name for its latest. Raises `UsageError`."""
+    given = Path(name)
+    folder = given.parent if given.name == "report.json" else given
+    if (folder / "report.json").is_file():
+        return folder
+    finished = sorted(root.glob(f"{name}/*/report.json"))
+    if finished:
+        return finished[-1].parent
+    if folder.is_dir():
+        raise UsageError(f"{folder}: no report.json there: the run did not finish, or it is no run folder")
+    known = ", ".join(sorted({file.parent.parent.name for file in root.glob("*/*/report.json")})) or "none"
+    raise UsageError(f'no run "{name}": give its folder, or a recipe that has finished under {root} ({known})')
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished run. Raises `UsageError` if it is damaged or of another schema."""
+    file = folder / "report.json"
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        found = report.get("schema") if isinstance(report, dict) else None
+        raise UsageError(f"{file}: schema {found}, but this edgedl reads schema {SCHEMA}")
+    return report
+
+
+def find_weights(root: Path, key: str) -> Path | None:
+    """The weights that an earlier run kept for the same step on the same data by the same code, if any."""
+    for file in sorted(root.glob("*/*/steps/*/step.json"), reverse=True):
+        try:
+            if json.loads(file.read_text()).get("key") == key:
+                return file.with_name("weights.safetensors")
+        except (OSError, ValueError):
+            continue  # another run's folder is being written or was damaged: it just isn't reused
+    return None
+
+
+def load_weights(net: torch.nn.Module, file: Path) -> None:
+    """Puts weights from a run folder into a freshly built network."""
+    from safetensors.torch import load_file
+
+    net.load_state_dict(load_file(file))
+
+
+def _unused(folder: Path) -> Path:
+    candidate, count = folder, 2
+    while candidate.exists():
+        candidate, count = Path(f"{folder}-{count}"), count + 1
+    return candidate
+
+

@@ -1,0 +1,1 @@
+"""Steps, one file each: model in, model out."""

@@ -1,0 +1,178 @@
+"""onnxruntime on the CPU: ONNX files with Q/DQ nodes, which it fuses to its int8 kernels."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import PositiveInt
+
+from edgedl.core import (
+    Activation,
+    Artifact,
+    Batch,
+    Model,
+    ModelFileError,
+    OperatorTime,
+    Target,
+    TargetError,
+    Task,
+    TensorSpec,
+)
+from edgedl.quantize.schemes import AFFINE, Scheme
+
+if TYPE_CHECKING:
+    import onnx
+
+NUM_PROFILED_RUNS = 100
+
+
+class OnnxRuntime(Target):
+    """ONNX files for onnxruntime's CPU provider."""
+
+    use: str = "onnxruntime"
+    threads: PositiveInt = 1
+
+    scheme: ClassVar[Scheme] = AFFINE
+    suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "build": ("torch", "onnx", "onnxscript", "onnxruntime"),
+        "open": ("onnxruntime",),
+    }
+    extra: ClassVar[str] = "onnx"
+
+    def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
+        """Writes `model.onnx`."""
+        import onnx
+        import onnxruntime
+
+        from edgedl.onnx_export import export_onnx
+
+        file = folder / "model.onnx"
+        export_onnx(model.graph(self.scheme), task, file, batch_size)
+        versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+        return Artifact(file=file, precision=model.precision, versions=versions)
+
+    def open(self, file: Path) -> OnnxRuntimeSession:
+        """Raises `ModelFileError` for a file that onnxruntime refuses."""
+        return OnnxRuntimeSession(file, self.threads)
+
+
+class OnnxRuntimeSession:
+    """A file in onnxruntime, on the CPU, with a fixed number of threads."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        import onnxruntime
+
+        self.file, self.threads = file, threads
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self.session = _load(str(file), file, self._options())
+        self.inputs = {value.name: _spec(file, value) for value in self.session.get_inputs()}
+        self.outputs = {value.name: _spec(file, value) for value in self.session.get_outputs()}
+        self._names = list(self.outputs)
+
+    def run(self, batch: Batch) -> Batch:
+        return dict(zip(self._names, self.session.run(self._names, batch), strict=True))
+
+    def profile(self, batch: Batch) -> Sequence[OperatorTime]:
+        """Kernel times from onnxruntime's own profiler, after its graph optimisations."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = _load(str(self.file), self.file, options)
+            for _ in range(NUM_PROFILED_RUNS):
+                session.run(self._names, batch)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        times: dict[tuple[str, str], list[float]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
+                times.setdefault(key, []).append(event["dur"] / 1e3)
+        return [OperatorTime(name, kind, float(np.mean(samples))) for (name, kind), samples in times.items()]
+
+    def activations(self, batch: Batch) -> Sequence[Activation]:
+        """Every quantized value, from a copy of the file that also returns them; every value if none is quantized."""
+        import onnx
+
+        model = onnx.load(str(self.file))
+        shown = _quantized_values(model) or {name: None for node in model.graph.node for name in node.output}
+        present = {output.name for output in model.graph.output}
+        inferred = onnx.shape_inference.infer_shapes(model)
+        types = {value.name: value for value in [*inferred.graph.value_info, *inferred.graph.output]}
+        shown = {name: grid for name, grid in shown.items() if name in types}
+        model.graph.output.extend(types[name] for name in shown if name not in present)
+        session = _load(model.SerializeToString(), self.file, self._options())
+        values = session.run(list(shown), batch)
+        return [
+            Activation(name, _real(value, grid), grid[0] if grid else None)
+            for (name, grid), value in zip(shown.items(), values, strict=True)
+        ]
+
+    def close(self) -> None:
+        del self.session
+
+    def _options(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        return options
+
+
+def _load(source: str | bytes, file: Path, options: Any) -> Any:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    if not file.is_file():
+        raise ModelFileError(f"no file {file}")
+    refusals = tuple(
+        getattr(errors, name)
+        for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    )
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except refusals as error:
+        reason = str(error).split(" : ")[-1].splitlines()[0]
+        raise ModelFileError(f"{file}: onnxruntime cannot load it: {reason}") from error
+
+
+def _spec(file: Path, value: Any) -> TensorSpec:
+    dtypes = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
+    kind = value.type
+    dtype = dtypes.get(kind, kind.removeprefix("tensor(").removesuffix(")"))
+    if not kind.startswith("tensor(") or dtype == "string":
+        raise TargetError(f"{file}: input or output {value.name} is a {kind}; only numeric tensors can be run")
+    # A dimension without a fixed size is run at 1.
+    return TensorSpec(tuple(size if isinstance(size, int) else 1 for size in value.shape), dtype)
+
+
+def _quantized_values(model: onnx.ModelProto) -> dict[str, tuple[float, int]]:
+    """Outputs of QuantizeLinear with their scale and zero point."""
+    from onnx import numpy_helper
+
+    constants = {initializer.name: initializer for initializer in model.graph.initializer}
+    constants |= {
+        node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"
+    }
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[1] in constants:
+            scale = numpy_helper.to_array(constants[node.input[1]])
+            zero_point = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else np.zeros(1)
+            if scale.size == 1:
+                found[node.output[0]] = (float(scale.item()), int(zero_point.item()))
+    return found
+
+
+def _real(values: np.ndarray, grid: tuple[float, int] | None) -> np.ndarray:
+    if grid is None:
+        return values
+    scale, zero_point = grid
+    return (values.astype(np.float32) - zero_point) * np.float32(scale)

@@ -1,0 +1,1 @@
+"""Tasks, one file each: a data set, its loss and its metric."""
