@@ -13,7 +13,10 @@ from edgedl.devices import local
 
 
 def target_for(file: Path, threads: int, use: str | None = None) -> Target:
-    """The target that opens a file: `use`, or the one that claims its ending. Raises `ModelFileError`, `MissingPackage`."""
+    """The target that opens a file: `use`, or the one that claims its ending.
+
+    Raises `ModelFileError` for an unknown ending, `MissingPackage` for a runtime that is not installed.
+    """
     claims: dict[str, type[Target]] = {}
     for name in plugins.names("targets"):
         found = plugins.load("targets", name)
@@ -95,7 +98,9 @@ def bench(
 def _check_fits(file: Path, session: Session, task: Task) -> None:
     for name, spec in task.inputs.items():
         if name not in session.inputs:
-            raise UsageError(f"{file}: no input named {name}, which task {task.use} feeds; it has {', '.join(session.inputs)}")
+            raise UsageError(
+                f"{file}: no input named {name}, which task {task.use} feeds; it has {', '.join(session.inputs)}"
+            )
         if session.inputs[name].shape[1:] != spec.shape:
             raise UsageError(
                 f"{file}: input {name} is {session.inputs[name].shape}, but task {task.use} feeds (N, *{spec.shape})"

@@ -39,6 +39,8 @@ class EdgedlError(Exception):
 
 
 class UsageError(EdgedlError):
+    """Wrong arguments, names, files or data; nothing has been done yet."""
+
     exit_status = 2
 
 
@@ -60,6 +62,10 @@ class MissingPackage(UsageError):
 
 class UnsupportedOperator(EdgedlError):
     """An operator that has no int8 form; the message names it and the module that made it."""
+
+    def __init__(self, operator: str, layer: str) -> None:
+        where = f"made by layer {layer}" if layer else "made by the network itself"
+        super().__init__(f"operator {operator}, {where}, has no int8 form here; replace it, or leave out quantize")
 
 
 class TargetError(EdgedlError):
@@ -228,9 +234,18 @@ class Activation:
 class Session(Protocol):
     """An exported file, loaded: named arrays in, named arrays out, the device finished on return."""
 
-    runtime: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
+    @property
+    def runtime(self) -> str:
+        """Name and version of what runs the file."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """With the batch dimension, in the file's order."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]: ...
 
     def run(self, batch: Batch) -> Batch:
         """One inference; arrays must have the shapes and dtypes of `inputs`."""

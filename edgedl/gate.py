@@ -11,7 +11,17 @@ from edgedl.ladder import Climb
 from edgedl.stats import Speedup
 
 CONVERSIONS = frozenset(
-    {"QUANTIZE", "DEQUANTIZE", "TRANSPOSE", "CAST", "QuantizeLinear", "DequantizeLinear", "Transpose", "Cast", "Reorder"}
+    {
+        "QUANTIZE",
+        "DEQUANTIZE",
+        "TRANSPOSE",
+        "CAST",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Transpose",
+        "Cast",
+        "Reorder",
+    }
 )
 FLOAT_KERNELS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 """onnxruntime's float kernels; in an int8 file they are operators that did not fuse."""
@@ -44,7 +54,12 @@ class Verdict:
 
 
 def judge(
-    reference: Candidate, candidates: Sequence[Candidate], limits: Limits, metric: Metric, device: str, judge_there: str | None
+    reference: Candidate,
+    candidates: Sequence[Candidate],
+    limits: Limits,
+    metric: Metric,
+    device: str,
+    judge_there: str | None,
 ) -> Verdict:
     """Judges the compressed files of one target, best last, against the float file.
 
@@ -107,9 +122,12 @@ def _explain(candidate: Candidate) -> str:
 
 def _gains(candidate: Candidate, reference: Candidate, metric: Metric) -> str:
     drop = candidate.climb.rungs[-1].drop
-    change = "the same" if drop == 0 else f"{abs(drop):.4f} {'lower' if (drop > 0) == metric.higher_is_better else 'higher'}"
+    direction = "lower" if (drop > 0) == metric.higher_is_better else "higher"
+    change = "the same" if drop == 0 else f"{abs(drop):.4f} {direction}"
     speed = "" if candidate.speedup is None else f"{_speed(candidate.speedup)}, "
-    return f"{candidate.variant}: {speed}{reference.size_bytes / candidate.size_bytes:.2f}x smaller, {metric.name} {change}"
+    ratio = reference.size_bytes / candidate.size_bytes
+    size = f"{ratio:.2f}x smaller" if ratio >= 1 else f"{1 / ratio:.2f}x larger"
+    return f"{candidate.variant}: {speed}{size}, {metric.name} {change}"
 
 
 def _speed(speedup: Speedup) -> str:

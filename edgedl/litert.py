@@ -121,7 +121,8 @@ class _Flatbuffer:
 
     def kind(self, operator: Any) -> str:
         code = self.model.operatorCodes[operator.opcodeIndex]
-        return self.kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        kind: str = self.kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        return kind
 
     @contextmanager
     def cut_after(self, index: int) -> Iterator[Path]:

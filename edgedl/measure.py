@@ -1,4 +1,7 @@
-"""Measuring exported files: scores over whole splits, and latencies in interleaved blocks. numpy only: it runs on the device."""
+"""Measuring exported files: scores over whole splits, and latencies in interleaved blocks.
+
+It needs numpy and the file's runtime, nothing else: it runs on the device.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +66,7 @@ def evaluate(session: Session, task: Task, split: Split) -> Scored:
 
 
 def batch_size(session: Session) -> int:
+    """The batch size that a file was exported for."""
     return next(iter(session.inputs.values())).shape[0]
 
 

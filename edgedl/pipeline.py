@@ -65,9 +65,7 @@ def _judged(
     float_entry, *compressed = entries
     there = None if float_entry.runs_here else document.judging_command(run, entries)
     candidates = [entry.candidate() for entry in compressed]
-    verdict = gate.judge(
-        float_entry.candidate(), candidates, run.recipe.limits, task.metric, local.name(), there
-    )
+    verdict = gate.judge(float_entry.candidate(), candidates, run.recipe.limits, task.metric, local.name(), there)
     return entries, verdict
 
 

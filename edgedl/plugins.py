@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import Literal
 
 from edgedl.core import MissingPackage, Network, Part, Step, Target, Task, UsageError
 
@@ -114,4 +114,4 @@ def _checked(kind: Kind, name: str, found: object) -> type[Part]:
     base = BASES[kind]
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(f"{name} is no {base.__name__} and cannot stand under {kind}")
-    return cast("type[Part]", found)
+    return found

@@ -135,7 +135,8 @@ def _keys(model: type[BaseModel], loc: Location) -> list[str]:
     """The valid keys of the table in which the last part of `loc` stands."""
     for key in loc[:-1]:
         annotation = model.model_fields[str(key)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
 

@@ -43,7 +43,9 @@ class Run:
             files.write_text(folder / "recipe.toml", source)
             run.note_stage("created", {"edgedl": __version__, "command": shlex.join(sys.argv), "seed": recipe.seed})
         except OSError as error:
-            raise UsageError(f"{parent}: cannot write a run there: {error.strerror}; choose another with --out") from error
+            raise UsageError(
+                f"{parent}: cannot write a run there: {error.strerror}; choose another with --out"
+            ) from error
         return run
 
     @property
@@ -95,7 +97,7 @@ class Run:
             yield folder
 
     def target_folder(self, variant: str, target: Target) -> Path:
-        """`targets/<variant>/<target>`; a second target of the same kind gets its place in the recipe behind its name."""
+        """`targets/<variant>/<target>`; of several alike, each has its place among them behind its name."""
         same = [other for other in self.recipe.targets if other.use == target.use]
         suffix = f"-{same.index(target)}" if len(same) > 1 else ""
         return self.folder / "targets" / variant / f"{target.use}{suffix}"
@@ -162,5 +164,3 @@ def _unused(folder: Path) -> Path:
     while candidate.exists():
         candidate, count = Path(f"{folder}-{count}"), count + 1
     return candidate
-
-

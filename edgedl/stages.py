@@ -1,4 +1,4 @@
-"""Applying a recipe's steps, each one seeded by itself and its weights kept, so that a finished step is never repeated."""
+"""Applying a recipe's steps: each is seeded by itself and its weights kept, so that none is ever repeated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from edgedl import run as runs
 from edgedl import training
-from edgedl.core import Model, Step, Task
+from edgedl.core import Model, Split, Step, Task
 from edgedl.recipe import Recipe
 from edgedl.run import Run
 
-SPLITS = ("train", "calibration", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "calibration", "validation", "test")
 
 
 def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> dict[str, Model]:
@@ -62,7 +62,7 @@ def _fingerprint(task: Task) -> str:
     for split in SPLITS:
         for name, values in sorted(task.arrays(split).items()):
             digest.update(f"{split}/{name}/{values.dtype}/{values.shape}".encode())
-            digest.update(np.ascontiguousarray(values))
+            digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 

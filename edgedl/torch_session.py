@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,15 @@ BATCH_SIZE = 64
 
 
 class TorchSession:
-    """Runs a module or a simulated graph on the CPU, in evaluation mode, without gradients."""
+    """Runs a module in evaluation mode, or any function of tensors, on the CPU and without gradients."""
 
     runtime = f"torch {torch.__version__}"
 
-    def __init__(self, net: torch.nn.Module, task: Task, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(self, net: Callable[..., Any], task: Task, batch_size: int = BATCH_SIZE) -> None:
         self.net, self.task = net, task
         self.inputs: Mapping[str, TensorSpec] = task.input_specs(batch_size)
         self.outputs: Mapping[str, TensorSpec] = {}
-        if not isinstance(net, torch.fx.GraphModule):  # exported graphs know one mode only
+        if isinstance(net, torch.nn.Module):
             net.eval()
 
     def run(self, batch: Batch) -> Batch:

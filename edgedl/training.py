@@ -37,7 +37,9 @@ def fit(
     weight_decay: float,
     label: str,
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
-    """Trains a copy of `net` on the train split; returns it with the weights that validated best, and the epochs' figures.
+    """Trains a copy of `net` on the train split; returns it with its best weights, and each epoch's figures.
+
+    The best weights are those that validated best.
 
     Raises `UsageError` if the loss stops being a number.
     """
@@ -57,7 +59,7 @@ def fit(
         for epoch in range(1, epochs + 1):
             net.train()
             losses = []
-            for chosen in torch.randperm(num_samples).split(batch_size):
+            for chosen in torch.split(torch.randperm(num_samples), batch_size):
                 batch = {name: values[chosen] for name, values in data.items()}
                 rule.zero_grad()
                 value = loss(named_outputs(net(*(batch[name] for name in task.inputs)), task), batch)

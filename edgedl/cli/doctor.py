@@ -27,7 +27,7 @@ def doctor(as_json: Json = False) -> None:
     from edgedl.devices import local
     from edgedl.report import terminal
 
-    found = {"device": local.describe(), "targets": _targets()}
+    found: dict[str, Any] = {"device": local.describe(), "targets": _targets()}
     if as_json:
         print_json(found)
     else:
@@ -43,7 +43,7 @@ def _targets() -> list[dict[str, Any]]:
     for name in plugins.names("targets"):
         target = plugins.load("targets", name).model_validate({})
         assert isinstance(target, Target)
-        lacking = {purpose: plugins.missing(target, purpose) for purpose in ("build", "open")}  # type: ignore[arg-type]
+        lacking = {"build": plugins.missing(target, "build"), "open": plugins.missing(target, "open")}
         hint = plugins.pip_line(target.extra) if any(lacking.values()) else None
         no_gpu = engine.why_no_gpu() if target.needs_gpu and not lacking["open"] else None
         rows.append(

@@ -43,8 +43,8 @@ def percentile(histogram: Histogram, symmetric: bool, coverage: float = 0.9999) 
     cumulated = np.cumsum(histogram.counts) / histogram.counts.sum()
     tail = (1 - coverage) / 2
     centers = histogram.centers
-    low = centers[np.searchsorted(cumulated, tail)]
-    high = centers[min(np.searchsorted(cumulated, 1 - tail), len(centers) - 1)]
+    first, last = np.searchsorted(cumulated, [tail, 1 - tail])
+    low, high = centers[first], centers[min(last, len(centers) - 1)]
     return _around_zero(max(low, histogram.low), min(high, histogram.high), symmetric)
 
 
@@ -120,6 +120,6 @@ def _squared_error(histogram: Histogram, low: float, high: float) -> float:
 
 
 def _kullback_leibler(reference: np.ndarray, quantized: np.ndarray) -> float:
-    p, q = reference / reference.sum(), quantized / max(quantized.sum(), 1e-30)
+    p, q = reference / max(reference.sum(), 1e-30), quantized / max(quantized.sum(), 1e-30)
     where = p > 0
     return float((p[where] * np.log(p[where] / np.maximum(q[where], 1e-30))).sum())

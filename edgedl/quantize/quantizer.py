@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch.fx import GraphModule, Node
@@ -20,11 +22,14 @@ from edgedl.quantize.operators import OPERATORS, Operator, Role
 from edgedl.quantize.schemes import Scheme
 
 NUM_BINS = 8192
+UNTIED = 1 + 2**-7
+"""What the range of a sum or a mean is widened by. With scales in a ratio such as 1 to 2, half of all
+results would lie exactly between two codes, where runtimes round apart."""
 SMALLEST_SCALE = 2.0**-120
 """For a tensor of zeros: still a normal float32, and so are its products with other scales."""
 
 
-class TableQuantizer(Quantizer):
+class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
     """Annotates every operator of a graph for one scheme, by the table in `operators`.
 
     Raises `UnsupportedOperator` for an operator on float values that the table does not list.
@@ -32,14 +37,9 @@ class TableQuantizer(Quantizer):
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__()
-        self.activation = QuantizationSpec(
-            dtype=torch.int8,
-            observer_or_fake_quant_ctr=ActivationObserver,
-            quant_min=scheme.activation_min,
-            quant_max=scheme.activation_max,
-            qscheme=torch.per_tensor_symmetric if scheme.symmetric_activations else torch.per_tensor_affine,
-        )
         self.scheme = scheme
+        self.activation = self._activation(ActivationObserver)
+        self.mixture = self._activation(ActivationObserver.with_args(widened=UNTIED))
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
@@ -52,20 +52,32 @@ class TableQuantizer(Quantizer):
 
     def _annotate(self, node: Node, operator: Operator) -> None:
         inputs = _activations(node, operator)
-        specs = {source: self.activation for source in inputs}
+        specs: dict[Node, Any] = dict.fromkeys(inputs, self.activation)
         if operator.role is Role.WEIGHTED:
-            specs[node.args[operator.weight]] = self._weight(operator.weight_axis)
-        output = self.activation
+            specs[cast("Node", node.args[operator.weight])] = self._weight(operator.weight_axis)
+        joined = operator.role is Role.ACTIVATES and joins_producer(node)
+        computing = OPERATORS[str(cast("Node", node.args[0]).target)] if joined else operator
+        output = self.mixture if computing.role is Role.COMPUTES else self.activation
         if operator.role is Role.MOVES:
             first = (inputs[0], node)
             specs |= {source: SharedQuantizationSpec(first) for source in inputs[1:]}
             output = SharedQuantizationSpec(first)
-        if operator.role is Role.ACTIVATES and joins_producer(node):
+        if joined:
             specs = {}  # the producer's kernel applies it: no grid between the two
         if joined_activation(node) is not None:
             output = None
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             input_qspec_map=specs, output_qspec=output, _annotated=True
+        )
+
+    def _activation(self, observer: Any) -> QuantizationSpec:
+        symmetric = self.scheme.symmetric_activations
+        return QuantizationSpec(
+            dtype=torch.int8,
+            observer_or_fake_quant_ctr=observer,
+            quant_min=self.scheme.activation_min,
+            quant_max=self.scheme.activation_max,
+            qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
         )
 
     def _weight(self, axis: int) -> QuantizationSpec:
@@ -79,16 +91,24 @@ class TableQuantizer(Quantizer):
         )
 
 
-class ActivationObserver(ObserverBase):
+class ActivationObserver(ObserverBase):  # type: ignore[misc]
     """Collects the histogram of an activation; any calibrator can read a range off it afterwards.
 
     Bins cover [-reach, reach] with reach a power of two; a larger value doubles the reach by merging
     neighbouring bins, so that the result does not depend on the order of the batches.
     """
 
-    def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: object) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        widened: float = 1.0,
+        **_: object,
+    ) -> None:
         super().__init__(dtype=dtype)
-        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.quant_min, self.quant_max, self.qscheme, self.widened = quant_min, quant_max, qscheme, widened
         self.calibrator = "min-max"
         self.counts = np.zeros(NUM_BINS)
         self.reach = 0.0
@@ -111,16 +131,20 @@ class ActivationObserver(ObserverBase):
         """Scale float32 and zero point int32, scalars."""
         symmetric = self.qscheme == torch.per_tensor_symmetric
         histogram = Histogram(self.counts, self.reach, self.low, self.high)
-        low, high = CALIBRATORS[self.calibrator](histogram, symmetric)
+        low, high = (self.widened * end for end in CALIBRATORS[self.calibrator](histogram, symmetric))
         num_steps = 2 * self.quant_max if symmetric else self.quant_max - self.quant_min
-        scale = np.float32(max((high - low) / num_steps, SMALLEST_SCALE))
-        zero_point = 0
+        scale, zero_point = max((high - low) / num_steps, SMALLEST_SCALE), 0
         if not symmetric:
-            zero_point = int(np.clip(self.quant_min - round(low / float(scale)), self.quant_min, self.quant_max))
-        return torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32)
+            # Each side that has values keeps a code at least.
+            lowest, highest = self.quant_min + (low < 0), self.quant_max - (high > 0)
+            zero_point = int(np.clip(self.quant_min - round(low / scale), lowest, highest))
+            # Rounding the zero point has moved the grid: it is stretched until it covers both ends again.
+            steps_above, steps_below = self.quant_max - zero_point, zero_point - self.quant_min
+            scale = max(high / max(steps_above, 1), -low / max(steps_below, 1), SMALLEST_SCALE)
+        return torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32)
 
 
-class PerChannelWeightObserver(ObserverBase):
+class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
     """The largest magnitude of each output channel of a weight."""
 
     def __init__(
@@ -157,6 +181,7 @@ def layer_of(node: Node) -> str:
 
 
 def is_float(node: Node) -> bool:
+    """Whether a node's value is a floating-point tensor."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
@@ -174,6 +199,7 @@ def joined_activation(node: Node) -> Node | None:
 
 
 def joins_producer(node: Node) -> bool:
+    """Whether an element-wise operator is applied by the kernel of the operator before it."""
     source = node.args[0]
     return isinstance(source, Node) and joined_activation(source) is node
 

@@ -9,21 +9,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgedl import progress, stats
-from edgedl.core import Activation, Batch, Split, Task
+from edgedl.core import Activation, Split, Task
 from edgedl.measure import Scored, evaluate
 from edgedl.quantize.calibrators import CALIBRATORS
+from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.operators import OPERATORS, Role
-from edgedl.quantize.quantizer import ActivationObserver, TableQuantizer, is_float, layer_of
+from edgedl.quantize.quantizer import ActivationObserver, TableQuantizer
 from edgedl.quantize.schemes import Scheme
 from edgedl.torch_session import BATCH_SIZE, TorchSession
-
-QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-DEQUANTIZE_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Simulation:
-    """A network quantized for one scheme. `graph` takes any batch size and computes in float on int8 grids."""
+    """A network quantized for one scheme.
+
+    `graph` takes any batch size and computes in float on int8 grids: it is what exporters get.
+    `session` runs it with the integer arithmetic of kernels: it is what deployed files are held against.
+    """
 
     graph: GraphModule
     task: Task
@@ -48,8 +49,12 @@ class Simulation:
     def evaluated(self, split: Split) -> Scored:
         """The simulated network over a whole split."""
         if split not in self._evaluated:
-            self._evaluated[split] = evaluate(TorchSession(self.graph, self.task), self.task, split)
+            self._evaluated[split] = evaluate(self.session(), self.task, split)
         return self._evaluated[split]
+
+    def session(self) -> TorchSession:
+        """The simulated network, named arrays in and out."""
+        return TorchSession(lambda *inputs: IntegerInterpreter(self.graph).run(*inputs), self.task)
 
     def output_scales(self) -> dict[str, float]:
         """The int8 step of each output, by name; outputs that are not quantized are missing."""
@@ -94,11 +99,11 @@ def simulate(net: torch.nn.Module, task: Task, scheme: Scheme, calibrator: str =
     the highest signal-to-noise ratio against the float network's.
     """
     prepared = prepare_pt2e(export_graph(net, task), TableQuantizer(scheme))
-    with progress.stage(f"calibrate ({scheme.name})", len(task.arrays("calibration")[next(iter(task.inputs))])) as step:
-        with torch.no_grad():
-            for batch in task.batches("calibration", BATCH_SIZE):
-                prepared(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
-                step(len(next(iter(batch.values()))))
+    num_samples = len(next(iter(task.arrays("calibration").values())))
+    with progress.stage(f"calibrate ({scheme.name})", num_samples) as step, torch.no_grad():
+        for batch in task.batches("calibration", BATCH_SIZE):
+            prepared(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
+            step(len(next(iter(batch.values()))))
     reference = evaluate(TorchSession(net, task), task, "validation")
     found: dict[str, Simulation] = {}
     tried: dict[str, Trial] = {}
@@ -120,40 +125,18 @@ def export_graph(net: torch.nn.Module, task: Task) -> GraphModule:
     net = copy.deepcopy(net).eval()
     # Two samples: an example of one would fix the batch size at one.
     example = tuple(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in task.inputs.values())
-    dynamic = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
-    return cast("GraphModule", torch.export.export(net, example, dynamic_shapes=dynamic).module())
+    dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in example:
+        dynamic[tensor] = {0: torch.export.Dim.DYNAMIC}
+    return torch.export.export(net, example, dynamic_shapes=dynamic).module()  # type: ignore[arg-type]
 
 
 def activations(graph: GraphModule, inputs: Sequence[np.ndarray]) -> list[Activation]:
     """Values of a graph on one batch, in execution order: the quantized ones, or all if none is quantized."""
-    recorder = _Recorder(graph)
+    recorder = IntegerInterpreter(graph, record=True)
     with torch.no_grad():
         recorder.run(*(torch.from_numpy(np.ascontiguousarray(values)) for values in inputs))
     return recorder.quantized or recorder.computed
-
-
-def source_layer(node: Node) -> str:
-    """The module path of what a quantize node quantizes, or the name of the input that it quantizes."""
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return layer_of(source) or source.name
-
-
-class _Recorder(Interpreter):
-    def __init__(self, graph: GraphModule) -> None:
-        super().__init__(graph)
-        self.quantized: list[Activation] = []
-        self.computed: list[Activation] = []
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.target == QUANTIZE:
-            scale, zero_point = cast("float", n.args[1]), cast("int", n.args[2])
-            real = (value.numpy().astype(np.float32) - zero_point) * np.float32(scale)
-            self.quantized.append(Activation(source_layer(n), real, scale))
-        elif n.op == "call_function" and is_float(n):
-            self.computed.append(Activation(layer_of(n) or n.name, value.numpy(), None))
-        return value
 
 
 def _convert(prepared: GraphModule, calibrator: str) -> GraphModule:
@@ -161,9 +144,30 @@ def _convert(prepared: GraphModule, calibrator: str) -> GraphModule:
     for module in converted.modules():
         if isinstance(module, ActivationObserver):
             module.calibrator = calibrator
-    graph = convert_pt2e(converted, fold_quantize=False)
+    graph: GraphModule = convert_pt2e(converted, fold_quantize=False)
     _round_biases(graph)
+    _drop_saturating_activations(graph)
     return graph
+
+
+def _drop_saturating_activations(graph: GraphModule) -> None:
+    """Removes a ReLU or clamp whose bounds are the ends of the grid behind it: saturation does the same.
+
+    onnxruntime fuses a convolution with the quantization behind it, but not across every clamp: such a
+    layer would run in float.
+    """
+    for node in list(graph.graph.nodes):
+        operator = OPERATORS.get(str(node.target))
+        # One that stands alone stays: without it, nothing would be left between two grids.
+        if operator is None or operator.role is not Role.ACTIVATES or node.args[0].target == DEQUANTIZE:
+            continue
+        (quantize,) = node.users  # every value in the graph is quantized
+        scale, zero_point, low, high = quantize.args[1:5]
+        ends = torch.tensor([(low - zero_point) * scale, (high - zero_point) * scale], dtype=torch.float64)
+        if (node.target(ends.clone(), *node.args[1:]) - ends).abs().max() < scale / 2:
+            quantize.replace_input_with(node, node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def _round_biases(graph: GraphModule) -> None:
@@ -179,8 +183,9 @@ def _round_biases(graph: GraphModule) -> None:
         source, weight, bias = node.args[0], node.args[operator.weight], node.args[operator.bias]
         if bias is None:
             continue
-        assert source.target == DEQUANTIZE and weight.target == DEQUANTIZE_WEIGHT
-        grid = np.float32(source.args[1]) * _attribute(graph, weight.args[1].target)
+        assert source.target == DEQUANTIZE
+        assert weight.target == DEQUANTIZE_WEIGHT
+        grid = torch.tensor(source.args[1]) * _attribute(graph, weight.args[1].target)
         value = _attribute(graph, bias.target)
         with torch.no_grad():
             value.copy_(torch.round(value / grid) * grid)

@@ -100,7 +100,9 @@ class OnnxRuntimeSession:
         import onnx
 
         model = onnx.load(str(self.file))
-        shown = _quantized_values(model) or {name: None for node in model.graph.node for name in node.output}
+        shown: dict[str, tuple[float, int] | None] = dict(_quantized_values(model))
+        if not shown:
+            shown = {name: None for node in model.graph.node for name in node.output}
         present = {output.name for output in model.graph.output}
         inferred = onnx.shape_inference.infer_shapes(model)
         types = {value.name: value for value in [*inferred.graph.value_info, *inferred.graph.output]}
@@ -158,9 +160,7 @@ def _quantized_values(model: onnx.ModelProto) -> dict[str, tuple[float, int]]:
     from onnx import numpy_helper
 
     constants = {initializer.name: initializer for initializer in model.graph.initializer}
-    constants |= {
-        node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"
-    }
+    constants |= {node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"}
     found = {}
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[1] in constants:

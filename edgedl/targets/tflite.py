@@ -15,7 +15,7 @@ from edgedl.quantize.schemes import AFFINE, Scheme
 
 
 class TFLite(Target):
-    """`.tflite` files with float inputs and outputs, run by the LiteRT interpreter (ai_edge_litert or tflite_runtime)."""
+    """`.tflite` files with float inputs and outputs, for the interpreter of ai_edge_litert or tflite_runtime."""
 
     use: str = "tflite"
     threads: PositiveInt = 1
@@ -68,7 +68,7 @@ def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]
             return getattr(api, name)
 
         @staticmethod
-        def ConvertToTFLConfig() -> Any:  # noqa: N802 - the converter's name
+        def ConvertToTFLConfig() -> Any:
             config = api.ConvertToTFLConfig()
             config.strict_qdq_mode = True
             return config

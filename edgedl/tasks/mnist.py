@@ -99,7 +99,7 @@ def _from_hub(hub: str, part: str) -> tuple[np.ndarray, np.ndarray]:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"mnist: {hub} cannot be had from the hub ({reason}). Without a network, put the four IDX files "
-            "(train-images-idx3-ubyte, ...) into a folder and say task = { use = \"mnist\", folder = \"...\" }"
+            '(train-images-idx3-ubyte, ...) into a folder and say task = { use = "mnist", folder = "..." }'
         ) from error
     images = np.stack([np.asarray(image.convert("L"), dtype=np.uint8) for image in data["image"]])
     return images, np.asarray(data["label"], dtype=np.uint8)

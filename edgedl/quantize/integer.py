@@ -1,0 +1,110 @@
+"""Runs a simulated graph with the integer arithmetic of int8 kernels, so that it predicts them to the bit.
+
+Computed in float32, a convolution's sum carries rounding errors that tip a value near the middle
+between two codes to the other side: one output in 10,000 to 100,000. Kernels sum integers exactly and
+round once, after multiplying by (input scale x weight scale / output scale) in float32; so does this.
+The rounding is that of XNNPACK's "fp32" requantization and of onnxruntime's MLAS, to the nearest, ties to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from edgedl.core import Activation
+from edgedl.quantize.operators import OPERATORS, Operator, Role
+from edgedl.quantize.quantizer import is_float, layer_of
+
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+QUANTIZE_WEIGHT = torch.ops.quantized_decomposed.quantize_per_channel.default
+DEQUANTIZE_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
+EXACT_IN_FLOAT32 = 2**24
+"""Integers below it have exact float32 sums."""
+
+
+class IntegerInterpreter(Interpreter):
+    """Runs a q/dq graph; what is not int8 runs as it stands. A float graph runs unchanged.
+
+    After a run, `quantized` holds the values of all quantize nodes and `computed` those of all
+    others, in execution order, if `record` was asked for.
+    """
+
+    def __init__(self, graph: GraphModule, record: bool = False) -> None:
+        super().__init__(graph, garbage_collect_values=False)  # codes are asked for behind their dequantization
+        self.record = record
+        self.quantized: list[Activation] = []
+        self.computed: list[Activation] = []
+
+    def run_node(self, n: Node) -> Any:
+        value = self._requantized(n) if n.target == QUANTIZE else None
+        if value is None:
+            value = super().run_node(n)
+        if self.record:
+            self._note(n, value)
+        return value
+
+    def _requantized(self, node: Node) -> torch.Tensor | None:
+        """The int8 result of a weighted operator and what is fused behind it; None for any other."""
+        activation, weighted = None, cast("Node", node.args[0])
+        operator = OPERATORS.get(str(weighted.target))
+        if operator is not None and operator.role is Role.ACTIVATES:
+            activation, weighted = weighted, cast("Node", weighted.args[0])
+            operator = OPERATORS.get(str(weighted.target))
+        if operator is None or operator.role is not Role.WEIGHTED:
+            return None
+        source, weight = cast("Node", weighted.args[0]), cast("Node", weighted.args[operator.weight])
+        if source.target != DEQUANTIZE or weight.target != DEQUANTIZE_WEIGHT:
+            return None
+        scale, zero_point, low, high = cast("tuple[float, int, int, int]", node.args[1:5])
+        sums, grid = self._sums(weighted, operator, source, weight)
+        real = sums * (grid / torch.tensor(scale))
+        if activation is not None:
+            # Bounds such as 0 and 6 are codes of the output's grid; the kernel saturates there.
+            bounds = self._activated(activation, torch.tensor([-np.inf, np.inf]))
+            inverse = np.float32(1) / np.float32(scale)
+            real = real.clamp(*(float(torch.round(bound * inverse)) for bound in bounds))
+        return (torch.round(real) + zero_point).clamp(low, high).to(torch.int8)
+
+    def _sums(self, node: Node, operator: Operator, source: Node, weight: Node) -> tuple[torch.Tensor, torch.Tensor]:
+        """The kernel's int32 sums, as float32, and the size of their unit for each output channel, broadcastable."""
+        codes = self.env[cast("Node", source.args[0])].double() - cast("int", source.args[2])
+        weights, scales = self.env[cast("Node", weight.args[0])].double(), self.env[cast("Node", weight.args[1])]
+        grid = torch.tensor(cast("float", source.args[1])) * scales
+        bias = node.args[operator.bias] if len(node.args) > operator.bias else None
+        integers = torch.round(self.env[bias].double() / grid.double()) if isinstance(bias, Node) else None
+        largest = weights.abs().flatten(1).sum(1).max() * 255 + (0 if integers is None else integers.abs().max())
+        dtype = torch.float32 if largest < EXACT_IN_FLOAT32 else torch.float64
+        replaced = {source: codes.to(dtype), weight: weights.to(dtype)}
+        if isinstance(bias, Node) and integers is not None:
+            replaced[bias] = integers.to(dtype)
+        sums = self._call(node, replaced).float()
+        is_dense = str(node.target).startswith("aten.linear")
+        return sums, grid if is_dense else grid.reshape(1, -1, *[1] * (sums.ndim - 2))
+
+    def _activated(self, node: Node, values: torch.Tensor) -> torch.Tensor:
+        return cast("torch.Tensor", self._call(node, {cast("Node", node.args[0]): values}))
+
+    def _call(self, node: Node, replaced: Mapping[Node, torch.Tensor]) -> Any:
+        """The operator of `node` on other values for some of its arguments."""
+        args = torch.fx.node.map_arg(node.args, lambda argument: replaced.get(argument, self.env.get(argument)))
+        return cast("Any", node.target)(*cast("tuple[Any, ...]", args), **node.kwargs)
+
+    def _note(self, node: Node, value: Any) -> None:
+        if node.target == QUANTIZE:
+            scale, zero_point = cast("float", node.args[1]), cast("int", node.args[2])
+            real = (value.numpy().astype(np.float32) - zero_point) * np.float32(scale)
+            self.quantized.append(Activation(source_layer(node), real, scale))
+        elif node.op == "call_function" and is_float(node) and node.target not in (DEQUANTIZE, DEQUANTIZE_WEIGHT):
+            self.computed.append(Activation(layer_of(node) or node.name, value.numpy(), None))
+
+
+def source_layer(node: Node) -> str:
+    """The module path of what a quantize node quantizes, or the name of the input that it quantizes."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return layer_of(source) or source.name

@@ -1,0 +1,1 @@
+"""Reports: the JSON document, the terminal table and the HTML page."""

@@ -1,0 +1,202 @@
+"""`report.json`: what a run found, row by row; docs/run-folder.md describes its keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgedl import __version__, files, gate, ladder, measure, stats
+from edgedl.core import Artifact, Metric, Model, OperatorTime, Session, Target
+from edgedl.devices import local
+from edgedl.gate import Candidate, Verdict
+from edgedl.ladder import Climb
+from edgedl.measure import ColdStart
+from edgedl.recipe import Recipe
+from edgedl.run import SCHEMA, Run
+from edgedl.stats import Speedup
+
+
+@dataclass
+class Entry:
+    """One variant on one target, as far as it has come; `reason` says why it came no further."""
+
+    variant: str
+    model: Model
+    artifact: Artifact | None = None
+    session: Session | None = None
+    climb: Climb | None = None
+    cold_start: ColdStart | None = None
+    latencies_ms: list[np.ndarray] | None = None
+    operators: Sequence[OperatorTime] = ()
+    speedup: Speedup | None = None
+    reason: str | None = None
+
+    @property
+    def runs_here(self) -> bool:
+        return self.climb is not None and self.artifact is not None and self.artifact.status == "ok"
+
+    def opened(self) -> Session:
+        assert self.session is not None
+        return self.session
+
+    def compare_with(self, reference: Entry | None) -> None:
+        """Sets the speed-up against another entry, measured in turn with this one."""
+        if reference is not None and reference is not self and reference.latencies_ms and self.latencies_ms:
+            self.speedup = stats.compare(reference.latencies_ms, self.latencies_ms)
+
+    def candidate(self) -> Candidate:
+        """What the gate judges."""
+        assert self.artifact is not None
+        assert self.climb is not None
+        size = self.artifact.file.stat().st_size
+        return Candidate(self.variant, size, self.climb, self.speedup, self.operators, widths(self.model))
+
+    def summary(self, metric: Metric) -> str:
+        """For the progress line."""
+        if self.climb is None:
+            return f"{self.variant}: failed"
+        return f"{self.variant}: {metric.name} {self.climb.deployed.score:.4f}"
+
+
+def begin(recipe: Recipe, variants: Mapping[str, Model]) -> dict[str, Any]:
+    """A report without rows yet."""
+    return {
+        "schema": SCHEMA,
+        "edgedl": __version__,
+        "recipe": recipe.model_dump(mode="json"),
+        "environment": local.describe(),
+        "metric": dataclasses.asdict(recipe.task.metric),
+        "parameters": {name: parameters(model, recipe) for name, model in variants.items()},
+        "steps": [dict(record.step) | {"metrics": record.metrics} for record in list(variants.values())[-1].lineage],
+        "rows": [],
+        "ladder": [],
+        "verdicts": [],
+    }
+
+
+def add(report: dict[str, Any], run: Run, target: Target, entries: Sequence[Entry], verdict: Verdict | None) -> None:
+    """Adds one target's rows, ladder and verdict, and writes each file's passport, measurement and reproduce.sh."""
+    refused = verdict.refused if verdict else {}
+    for entry in entries:
+        row = _row(run, target, entry, refused.get(entry.variant))
+        report["rows"].append(row)
+        if entry.climb is not None:
+            report["ladder"].append(ladder.as_json(entry.climb, entry.variant, target))
+        if entry.artifact is not None:
+            _write_beside(run, target, entry, row)
+    reference, *compressed = entries
+    if verdict is None:
+        failed = "; ".join(f"{entry.variant}: {entry.reason}" for entry in entries if entry.reason)
+        verdict = Verdict("none", f"not judged, since a file is missing: {failed}", {})
+        report["verdicts"].append(gate.as_json(verdict, target.use, local.name(), None, None))
+        return
+    judged = (compressed or [reference])[-1]
+    device = local.name() if judged.runs_here else _built_for(judged)
+    candidates = (reference.candidate(), judged.candidate() if compressed else None)
+    report["verdicts"].append(gate.as_json(verdict, target.use, device, *candidates))
+
+
+def judging_command(run: Run, entries: Sequence[Entry]) -> str:
+    """What to type on the device once its engines are built there."""
+    reference, judged = entries[0], entries[-1]
+    assert reference.artifact is not None
+    assert judged.artifact is not None
+    folders = [entry.artifact.file.parent.relative_to(run.folder) for entry in (judged, reference) if entry.artifact]
+    built_there = [f"{folder}/model.engine" for folder in folders]
+    if judged.artifact.file.suffix == ".onnx":
+        builds = " && ".join(f"sh {shlex.quote(f'{folder}/build.sh')}" for folder in folders)
+        return f"`{builds} && edgedl bench {shlex.quote(built_there[0])} --vs {shlex.quote(built_there[1])}`"
+    shipped = [str(entry.artifact.file.relative_to(run.folder)) for entry in (judged, reference) if entry.artifact]
+    return f"`edgedl bench {shlex.quote(shipped[0])} --vs {shlex.quote(shipped[1])}`"
+
+
+def parameters(model: Model, recipe: Recipe) -> dict[str, int]:
+    """Number of parameters, and multiply-accumulates for one sample (half of what PyTorch counts as operations)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from edgedl.onnx_export import example_inputs
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model.net(*example_inputs(recipe.task, 1))
+    return {
+        "count": sum(parameter.numel() for parameter in model.net.parameters()),
+        "macs": counter.get_total_flops() // 2,
+    }
+
+
+def widths(model: Model) -> list[int]:
+    """Output channels of the network's weighted layers but the last, whose width the task sets."""
+    weights = [value for name, value in model.net.named_parameters() if name.endswith("weight") and value.ndim > 1]
+    return [int(weight.shape[0]) for weight in weights[:-1]]
+
+
+def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[str, Any]:
+    artifact, climb, cold = entry.artifact, entry.climb, entry.cold_start
+    status = artifact.status if artifact and climb else "failed"
+    reason = entry.reason or refusal or (artifact.reason if artifact else None)
+    latency = None
+    if entry.latencies_ms:
+        size = run.recipe.bench.batch_size
+        latency = measure.latency_summary(entry.latencies_ms, size, getattr(target, "threads", None))
+    return {
+        "variant": entry.variant,
+        "target": target.use,
+        "precision": artifact.precision if artifact else entry.model.precision,
+        "device": None if artifact is None else local.name() if artifact.status == "ok" else _built_for(entry),
+        "status": "refused" if refusal else status,
+        "reason": reason,
+        "file": str(artifact.file.relative_to(run.folder)) if artifact else None,
+        "size_bytes": artifact.file.stat().st_size if artifact else None,
+        "sha256": files.sha256(artifact.file) if artifact else None,
+        "score": climb.deployed.score if climb else None,
+        "samples": climb.deployed.samples if climb else None,
+        "score_by": entry.session.runtime if climb and entry.session else None,
+        "init_ms": cold.init_ms if cold else None,
+        "peak_memory_bytes": cold.peak_memory_bytes if cold else None,
+        "latency_ms": latency,
+        "operators": [dataclasses.asdict(operator) for operator in entry.operators],
+    }
+
+
+def _built_for(entry: Entry) -> str | None:
+    return entry.artifact.built_for if entry.artifact else None
+
+
+def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]) -> None:
+    """The passport, all samples, and the command that measures the file again."""
+    artifact = entry.artifact
+    assert artifact is not None
+    folder = artifact.file.parent
+    session = entry.session
+    passport = {key: row[key] for key in ("precision", "size_bytes", "sha256", "status", "reason")} | {
+        "file": artifact.file.name,
+        "built_for": artifact.built_for,
+        "versions": artifact.versions,
+        "target": target.model_dump(),
+        "inputs": {name: dataclasses.asdict(spec) for name, spec in session.inputs.items()} if session else None,
+        "outputs": {name: dataclasses.asdict(spec) for name, spec in session.outputs.items()} if session else None,
+    }
+    files.write_json(folder / "artifact.json", passport)
+    blocks = [[round(float(sample), 6) for sample in block] for block in entry.latencies_ms or []]
+    keys = ("score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "operators")
+    files.write_json(folder / "measurement.json", {key: row[key] for key in keys} | {"blocks_ms": blocks}, indent=None)
+    scored = artifact.file if entry.runs_here else artifact.stand_in
+    if scored is not None:
+        files.write_text(folder / "reproduce.sh", _reproduce(scored.name, run))
+
+
+def _reproduce(file: str, run: Run) -> str:
+    bench = run.recipe.bench
+    return (
+        "#!/bin/sh\n"
+        "# Scores this file over the whole test set of the run's recipe and measures it again, on this machine.\n"
+        'cd "$(dirname "$0")" || exit 1\n'
+        f"exec edgedl bench {shlex.quote(file)} --recipe ../../../recipe.toml --seconds {bench.min_seconds:g}\n"
+    )

@@ -1,0 +1,245 @@
+"""What the commands print: tables for a terminal, of any width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgedl.recipe import Recipe
+
+NONE = "–"
+STATUS_STYLE = {"ok": "green", "built": "cyan", "refused": "yellow", "failed": "red"}
+SHIP_STYLE = {"compressed": "bold green", "float": "bold yellow", "host only": "bold cyan", "none": "bold red"}
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Rows, then what the ladder found, then the verdicts in words."""
+    console = _console()
+    metric = report["metric"]
+    table = _table(
+        "variant",
+        "target",
+        "precision",
+        "size",
+        metric["name"],
+        "change",
+        "latency",
+        "95 % interval",
+        "speed-up",
+        "status",
+    )
+    for row in report["rows"]:
+        latency = row["latency_ms"]
+        table.add_row(
+            row["variant"],
+            row["target"],
+            row["precision"],
+            size(row["size_bytes"]),
+            _score(row["score"]),
+            _change(report, row),
+            milliseconds(latency and latency["median"]),
+            _interval(latency),
+            _speedup(report, row),
+            Text(row["status"], style=STATUS_STYLE[row["status"]]),
+        )
+    console.print(table)
+    for entry in report["ladder"]:
+        if entry["quantization"] is not None:
+            console.print(f"  {entry['target']}: {agreement_in_words(entry)}")
+    console.print()
+    for verdict in report["verdicts"]:
+        ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
+        line = Text.assemble(
+            (f"{verdict['target']}: ", "bold"), (ship, SHIP_STYLE[verdict["ship"]]), f" — {verdict['why']}"
+        )
+        console.print(line)
+    for row in report["rows"]:
+        if row["status"] in ("refused", "failed"):
+            console.print(
+                Text.assemble((f"{row['variant']} on {row['target']} {row['status']}: ", "bold"), row["reason"])
+            )
+
+
+def print_comparison(reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """All rows of several runs in one table."""
+    table = _table("run", "variant", "target", "precision", "size", "score", "latency", "speed-up", "status")
+    for name, report in reports.items():
+        for row in report["rows"]:
+            latency = row["latency_ms"]
+            table.add_row(
+                name,
+                row["variant"],
+                row["target"],
+                row["precision"],
+                size(row["size_bytes"]),
+                f"{report['metric']['name']} {_score(row['score'])}",
+                milliseconds(latency and latency["median"]),
+                _speedup(report, row),
+                Text(row["status"], style=STATUS_STYLE[row["status"]]),
+            )
+    _console().print(table)
+
+
+def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Measured files; with a verdict in words where two were compared."""
+    console = _console()
+    table = _table("file", "runtime", "size", "score", "latency", "95 % interval", "p90", "p99", "init", "memory")
+    for row in rows:
+        latency = row["latency_ms"]
+        table.add_row(
+            row["file"],
+            row["runtime"],
+            size(row["size_bytes"]),
+            _score(row["score"]),
+            milliseconds(latency["median"]),
+            _interval(latency),
+            milliseconds(latency["p90"]),
+            milliseconds(latency["p99"]),
+            milliseconds(row["init_ms"]),
+            size(row["peak_memory_bytes"]),
+        )
+    console.print(table)
+    for row in rows:
+        if row["speedup"]:
+            low, high = row["speedup"]["ci95"]
+            words = f"{row['speedup']['verdict']}: {row['speedup']['median']:.2f}x ({low:.2f} to {high:.2f})"
+            console.print(f"{row['file']} against {row['vs']}: {words}")
+        if row["operators"]:
+            print_operators(row["file"], row["operators"])
+
+
+def print_operators(title: str, operators: Sequence[Mapping[str, Any]]) -> None:
+    """Time per operator, in execution order."""
+    table = _table("operator", "kind", "time", title=title)
+    for operator in operators:
+        table.add_row(operator["name"], operator["kind"], milliseconds(operator["time_ms"]))
+    _console().print(table)
+
+
+def print_recipes(recipes: Sequence[Recipe]) -> None:
+    """Name, task, metric, steps, targets and description of recipes."""
+    table = _table("recipe", "task", "metric", "steps", "targets", "description")
+    for recipe in recipes:
+        table.add_row(
+            recipe.name,
+            recipe.task.use,
+            recipe.task.metric.name,
+            ", ".join(step.use for step in recipe.steps),
+            ", ".join(target.use for target in recipe.targets),
+            recipe.description,
+        )
+    _console().print(table)
+
+
+def print_targets(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What each target needs and lacks here."""
+    table = _table("target", "files", "scheme", "builds here", "runs here", "to install")
+    for row in rows:
+        table.add_row(
+            row["target"],
+            " ".join(row["files"]),
+            row["scheme"],
+            _lacks(row["build_lacks"]),
+            _lacks(row["run_lacks"]),
+            row["install"] or NONE,
+        )
+    _console().print(table)
+
+
+def print_device(device: Mapping[str, Any]) -> None:
+    """This machine, and the versions of what matters."""
+    table = Table.grid(padding=(0, 2))
+    for key, value in device.items():
+        if key == "versions":
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
+        elif key == "memory_bytes":
+            key, value = "memory", size(value)
+        table.add_row(Text(key, style="bold"), NONE if value is None else str(value))
+    _console().print(table)
+
+
+def agreement_in_words(entry: Mapping[str, Any]) -> str:
+    """How a deployed int8 file agrees with its simulation, and what quantization itself cost."""
+    agreement, noise = entry["agreement"], entry["quantization"]["sqnr_db"]
+    if agreement["max_steps"] == 0:
+        said = "deployed repeats simulated int8 bit for bit"
+    else:
+        steps, ratio = agreement["max_steps"], agreement["sqnr_db"]
+        said = f"deployed differs from simulated int8 by up to {steps} steps ({ratio:.1f} dB)"
+        if divergence := entry["first_divergence"]:
+            said += f", first at layer {divergence['layer']}"
+    return f"{said}; int8 against float: {noise:.1f} dB"
+
+
+def size(num_bytes: int | None) -> str:
+    """Bytes as people read them, in decimal units."""
+    if num_bytes is None:
+        return NONE
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.{1 if unit == 'kB' else 2}f} {unit}"
+    return f"{num_bytes} B"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time with three significant digits, in µs below a tenth of a millisecond."""
+    if value is None:
+        return NONE
+    return f"{value * 1000:.3g} µs" if value < 0.1 else f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+
+
+def _interval(latency: Mapping[str, Any] | None) -> str:
+    if latency is None:
+        return NONE
+    low, high = latency["ci95"]
+    return f"{milliseconds(low)} to {milliseconds(high)}"
+
+
+def _score(score: float | None) -> str:
+    return NONE if score is None else f"{score:.4f}"
+
+
+def _change(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Score change against the float network, signed so that + is a higher score."""
+    reference = next(
+        (
+            rung["score"]
+            for entry in report["ladder"]
+            if (entry["target"], entry["variant"]) == (row["target"], row["variant"])
+            for rung in entry["rungs"]
+            if rung["name"] == "float"
+        ),
+        None,
+    )
+    return NONE if reference is None or row["score"] is None else f"{row['score'] - reference:+.4f}"
+
+
+def _speedup(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    if row["variant"] == "float" or row["latency_ms"] is None:
+        return NONE
+    verdict = next((verdict for verdict in report["verdicts"] if verdict["target"] == row["target"]), None)
+    speedup = verdict and verdict["speedup"]
+    return f"{speedup['median']:.2f}x {speedup['verdict']}" if speedup else NONE
+
+
+def _lacks(missing: Sequence[str]) -> Text:
+    return Text("yes", style="green") if not missing else Text(f"no: {', '.join(missing)}", style="yellow")
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        numeric = column in ("size", "change", "latency", "95 % interval", "p90", "p99", "init", "memory", "time")
+        table.add_column(column, justify="right" if numeric else "left")
+    return table
+
+
+def _console() -> Console:
+    # No markup: names and reasons are a person's own and may hold brackets. And a table that goes into
+    # a file must not be folded at some width of nobody's.
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)

@@ -1,0 +1,173 @@
+"""TensorRT 10 or 11, for Jetson and data-centre GPUs: an ONNX file, and the engine built from it on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgedl.core import Artifact, Model, Target, TargetError, Task
+from edgedl.engine import EngineSession, build_engine, describe, find_gpu, why_no_gpu
+from edgedl.quantize.schemes import SYMMETRIC, Scheme
+
+
+class TensorRT(Target):
+    """Engines for TensorRT. One is good for one TensorRT version and GPU only, so it is built where it runs."""
+
+    use: str = "tensorrt"
+
+    scheme: ClassVar[Scheme] = SYMMETRIC
+    suffixes: ClassVar[tuple[str, ...]] = (".engine", ".plan")
+    requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "build": ("torch", "onnx", "onnxscript", "onnxruntime"),
+        "open": ("tensorrt", "cuda.bindings|cuda.cudart"),
+    }
+    needs_gpu: ClassVar[bool] = True
+    extra: ClassVar[str] = "tensorrt"
+
+    def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
+        """Writes `model.onnx` and `build.sh`, and `model.engine` if TensorRT and a GPU are here.
+
+        TensorRT-RTX, where it is installed, parses and builds the file too: what NVIDIA's parser refuses is then
+        known before the device. Raises `TargetError` naming the node that TensorRT cannot take.
+        """
+        import onnx
+
+        from edgedl.onnx_export import export_onnx
+
+        file = folder / "model.onnx"
+        export_onnx(model.graph(self.scheme), task, file, batch_size)
+        check_onnx(file)
+        versions = {"onnx": onnx.__version__}
+        if (rtx := _tensorrt_rtx()) is not None:
+            build_engine(rtx, file)
+            versions["checked_by"] = describe(rtx)
+        script = folder / "build.sh"
+        script.write_text(BUILD_SCRIPT)
+        script.chmod(0o755)
+        tensorrt, gpu = _tensorrt(), find_gpu()
+        if tensorrt is None or gpu is None:
+            why = "tensorrt is not installed" if tensorrt is None else why_no_gpu()
+            return Artifact(
+                file=file,
+                precision=model.precision,
+                status="built",
+                reason=f"it cannot run here: {why}; copy the folder to the device and run `sh build.sh` there",
+                stand_in=file,
+                versions=versions,
+                built_for="any GPU of TensorRT 10 or 11, once build.sh has run on it",
+            )
+        engine = folder / "model.engine"
+        engine.write_bytes(build_engine(tensorrt, file))
+        return Artifact(
+            file=engine,
+            precision=model.precision,
+            stand_in=file,
+            versions=versions | {"tensorrt": tensorrt.__version__, "cuda_driver": gpu.driver},
+            built_for=f"{gpu}, {describe(tensorrt)}",
+        )
+
+    def open(self, file: Path) -> EngineSession:
+        """Raises `ModelFileError` for what is no engine of this TensorRT and GPU, `TargetError` without a GPU."""
+        import tensorrt
+
+        return EngineSession(tensorrt, file)
+
+
+def check_onnx(file: Path) -> None:
+    """Raises `TargetError` naming the first node that quantizes in a way TensorRT does not compute in.
+
+    Every zero point has to be a constant 0, and nothing may be dequantized from int32.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(file)).graph
+    constants: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        where = f"{file}: node {node.name or node.output[0]} ({node.op_type})"
+        source, zero_point = constants.get(node.input[0]), None
+        if len(node.input) > 2 and node.input[2]:
+            zero_point = constants.get(node.input[2])
+            if zero_point is None:
+                raise TargetError(f"{where} has a zero point that is no constant; TensorRT wants a constant 0")
+            if numpy_helper.to_array(zero_point).astype(np.float32).any():
+                raise TargetError(f"{where} has a zero point other than 0; TensorRT wants symmetric activations")
+        types = {tensor.data_type for tensor in (source, zero_point) if tensor is not None}
+        if node.op_type == "DequantizeLinear" and onnx.TensorProto.INT32 in types:
+            raise TargetError(f"{where} dequantizes int32, which TensorRT refuses; keep biases in float32")
+
+
+def _tensorrt_rtx() -> Any | None:
+    try:
+        import tensorrt_rtx
+    except ImportError:
+        return None
+    return tensorrt_rtx
+
+
+def _tensorrt() -> Any | None:
+    try:
+        import tensorrt
+    except ImportError:
+        return None
+    return tensorrt
+
+
+# What trtexec measures changed its defaults from TensorRT 10 to 11, and the two spell the other choice differently:
+# in 10 data transfers are on and CUDA graphs off, and spinning is asked for; in 11 spinning is on, and transfers and
+# no graphs are asked for. Both ways measure as `EngineSession.run` does: host to host, one launch a kernel.
+BUILD_SCRIPT = """\
+#!/bin/sh
+# Builds model.engine from model.onnx beside it, on the device that will run it, with TensorRT 10 or 11.
+#   sh build.sh          builds the engine
+#   sh build.sh --time   builds it and lets trtexec time it, host to host, without CUDA graphs
+# Set TRTEXEC to choose a trtexec other than the one in PATH or /usr/src/tensorrt/bin.
+set -eu
+
+fail() {
+    echo "build.sh: $1" >&2
+    exit 1
+}
+
+[ $# -eq 0 ] || [ "$*" = --time ] || fail "unknown argument: $*; there is only --time"
+here=$(dirname "$0")
+[ -f "$here/model.onnx" ] || fail "no $here/model.onnx; build.sh belongs beside it"
+
+trtexec=${TRTEXEC:-}
+for candidate in trtexec /usr/src/tensorrt/bin/trtexec; do
+    if [ -z "$trtexec" ] && command -v "$candidate" >/dev/null; then trtexec=$candidate; fi
+done
+[ -n "$trtexec" ] || fail "no trtexec in PATH or /usr/src/tensorrt/bin; install TensorRT or set TRTEXEC"
+
+# The first line says, for TensorRT 10.3.0: &&&& RUNNING TensorRT.trtexec [TensorRT v100300] # ...
+version=$("$trtexec" --help 2>&1 | sed -n 's/.*\\[TensorRT v\\([0-9][0-9]*\\).*/\\1/p' | sed -n 1p)
+case $version in
+10????)
+    typed=--stronglyTyped # precision is what the ONNX file says
+    set -- "$@" --useSpinWait
+    ;;
+11????)
+    typed= # always so; the option is gone
+    set -- "$@" --includeDataTransfers --noCudaGraph
+    ;;
+*) fail "TensorRT 10 or 11 is needed, $trtexec is of version ${version:-unknown}" ;;
+esac
+
+engine=$here/model.engine
+trap 'rm -f "$engine.partial"' EXIT
+"$trtexec" --onnx="$here/model.onnx" --saveEngine="$engine.partial" ${typed:+"$typed"} \\
+    --timingCacheFile="$here/timing.cache" --skipInference
+mv "$engine.partial" "$engine"
+echo "build.sh: wrote $engine"
+
+if [ "$1" = --time ]; then
+    shift
+    "$trtexec" --loadEngine="$engine" "$@"
+fi
+"""

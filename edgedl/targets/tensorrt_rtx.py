@@ -1,0 +1,64 @@
+"""TensorRT-RTX, for GeForce and RTX GPUs: engines built ahead of time on any machine, finished by the GPU's runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from edgedl.core import Artifact, Model, Target, Task
+from edgedl.engine import EngineSession, build_engine, describe, find_gpu, why_no_gpu
+from edgedl.quantize.schemes import SYMMETRIC, Scheme
+
+
+class TensorRTRTX(Target):
+    """Engines for TensorRT-RTX. One serves several GPUs, and is built without any.
+
+    `compute_capabilities` limits it to the GPUs that are listed; if it is empty, it serves 8.0 (Ampere) and later.
+    7.5 (Turing) has to be asked for.
+    """
+
+    use: str = "tensorrt-rtx"
+    compute_capabilities: tuple[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"], ...] = ()
+
+    scheme: ClassVar[Scheme] = SYMMETRIC
+    suffixes: ClassVar[tuple[str, ...]] = (".rtx",)
+    requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "build": ("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt_rtx"),
+        "open": ("tensorrt_rtx", "cuda.bindings|cuda.cudart"),
+    }
+    needs_gpu: ClassVar[bool] = True
+    extra: ClassVar[str] = "tensorrt-rtx"
+
+    def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
+        """Writes `model.onnx` and `model.rtx`. Raises `TargetError` with what NVIDIA's parser or builder refuses."""
+        import onnx
+        import tensorrt_rtx
+
+        from edgedl.onnx_export import export_onnx
+
+        source, engine = folder / "model.onnx", folder / "model.rtx"
+        export_onnx(model.graph(self.scheme), task, source, batch_size)
+        engine.write_bytes(build_engine(tensorrt_rtx, source, self.compute_capabilities))
+        versions = {"onnx": onnx.__version__, "tensorrt-rtx": tensorrt_rtx.__version__}
+        gpu, reason = find_gpu(), why_no_gpu()
+        if gpu is not None:
+            versions["cuda_driver"] = gpu.driver
+            if self.compute_capabilities and gpu.compute_capability not in self.compute_capabilities:
+                reason = f"the GPU ({gpu}) is not among its compute_capabilities"
+        capabilities = ", ".join(self.compute_capabilities) or "8.0 and later"
+        return Artifact(
+            file=engine,
+            precision=model.precision,
+            status="ok" if reason is None else "built",
+            reason=reason and f"it cannot run here: {reason}",
+            stand_in=source,
+            versions=versions,
+            built_for=f"GPUs of compute capability {capabilities}, {describe(tensorrt_rtx)}",
+        )
+
+    def open(self, file: Path) -> EngineSession:
+        """Raises `ModelFileError` for a file that is no engine of this TensorRT-RTX, `TargetError` without a GPU."""
+        import tensorrt_rtx
+
+        return EngineSession(tensorrt_rtx, file)

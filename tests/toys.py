@@ -1,0 +1,53 @@
+"""Small tasks and networks that tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgedl.core import Batch, Metric, Split, Task, TensorSpec
+
+SEEDS: dict[Split, int] = {"train": 1, "calibration": 1, "validation": 2, "test": 3}
+
+
+class Noise(Task):
+    """Random arrays in, the network's own outputs wanted: for numerics, where nothing is learned."""
+
+    use: str = "noise"
+    shape: tuple[int, ...] = (8, 10, 10)
+    num_inputs: int = 1
+    num_samples: int = 64
+
+    outputs: ClassVar[tuple[str, ...]] = ("y",)
+    metric: ClassVar[Metric] = Metric(name="mean magnitude", unit="1", higher_is_better=False)
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return {f"x{index}": TensorSpec(self.shape) for index in range(self.num_inputs)}
+
+    def arrays(self, split: Split) -> Batch:
+        rng = np.random.default_rng(SEEDS[split])
+        size = (self.num_samples, *self.shape)
+        return {name: rng.standard_normal(size).astype(np.float32) for name in self.inputs}
+
+    def loss(self, outputs, batch):
+        return outputs["y"].square().mean()
+
+    def score(self, outputs: Batch, batch: Batch) -> float:
+        return float(np.abs(outputs["y"]).mean())
+
+
+class Residual(nn.Module):
+    """A block with a skip connection: an addition of two quantized values."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
