@@ -92,13 +92,13 @@ def add(report: dict[str, Any], run: Run, target: Target, entries: Sequence[Entr
     reference, *compressed = entries
     if verdict is None:
         failed = "; ".join(f"{entry.variant}: {entry.reason}" for entry in entries if entry.reason)
-        verdict = Verdict("none", f"not judged, since a file is missing: {failed}", {})
-        report["verdicts"].append(gate.as_json(verdict, target.use, local.name(), None, None))
+        verdict = Verdict("none", f"not judged, for there is no float file to judge against: {failed}", {})
+        report["verdicts"].append(gate.as_json(verdict, target.label, local.name(), None, None))
         return
-    judged = (compressed or [reference])[-1]
+    judged = next((entry for entry in reversed(compressed) if entry.climb), reference)
     device = local.name() if judged.runs_here else _built_for(judged)
-    candidates = (reference.candidate(), judged.candidate() if compressed else None)
-    report["verdicts"].append(gate.as_json(verdict, target.use, device, *candidates))
+    candidates = (reference.candidate(), None if judged is reference else judged.candidate())
+    report["verdicts"].append(gate.as_json(verdict, target.label, device, *candidates))
 
 
 def judging_command(run: Run, entries: Sequence[Entry]) -> str:
@@ -147,10 +147,10 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         latency = measure.latency_summary(entry.latencies_ms, size, getattr(target, "threads", None))
     return {
         "variant": entry.variant,
-        "target": target.use,
+        "target": target.label,
         "precision": artifact.precision if artifact else entry.model.precision,
         "device": None if artifact is None else local.name() if artifact.status == "ok" else _built_for(entry),
-        "status": "refused" if refusal else status,
+        "status": "refused" if refusal and status != "failed" else status,
         "reason": reason,
         "file": str(artifact.file.relative_to(run.folder)) if artifact else None,
         "size_bytes": artifact.file.stat().st_size if artifact else None,

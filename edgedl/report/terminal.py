@@ -46,10 +46,13 @@ def print_report(report: Mapping[str, Any]) -> None:
             _speedup(report, row),
             Text(row["status"], style=STATUS_STYLE[row["status"]]),
         )
+    console.print()
     console.print(table)
+    console.print()
     for entry in report["ladder"]:
         if entry["quantization"] is not None:
-            console.print(f"  {entry['target']}: {agreement_in_words(entry)}")
+            rungs = " → ".join(f"{rung['name']} {rung['score']:.4f}" for rung in entry["rungs"])
+            console.print(f"{entry['target']}: {rungs}; {agreement_in_words(entry)}")
     console.print()
     for verdict in report["verdicts"]:
         ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
@@ -128,8 +131,8 @@ def print_recipes(recipes: Sequence[Recipe]) -> None:
             recipe.name,
             recipe.task.use,
             recipe.task.metric.name,
-            ", ".join(step.use for step in recipe.steps),
-            ", ".join(target.use for target in recipe.targets),
+            ", ".join(step.label for step in recipe.steps),
+            ", ".join(target.label for target in recipe.targets),
             recipe.description,
         )
     _console().print(table)
@@ -189,14 +192,20 @@ def milliseconds(value: float | None) -> str:
     """A time with three significant digits, in µs below a tenth of a millisecond."""
     if value is None:
         return NONE
-    return f"{value * 1000:.3g} µs" if value < 0.1 else f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+    return f"{_digits(value * 1000)} µs" if value < 0.1 else f"{_digits(value)} ms"
 
 
 def _interval(latency: Mapping[str, Any] | None) -> str:
     if latency is None:
         return NONE
-    low, high = latency["ci95"]
-    return f"{milliseconds(low)} to {milliseconds(high)}"
+    low, high = (milliseconds(end) for end in latency["ci95"])
+    number, _, unit = low.partition(" ")
+    return f"{number}-{high}" if high.endswith(unit) else f"{low}-{high}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, trailing zeros kept, so that columns can be compared at a glance."""
+    return f"{value:#.3g}".removesuffix(".") if value < 1000 else f"{value:.0f}"
 
 
 def _score(score: float | None) -> str:
