@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedl import files, measure, plugins, progress, stats
-from edgedl.core import Bench, ModelFileError, Session, Target, Task, UsageError
+from edgedl.core import Bench, ModelFileError, Session, Target, TargetError, Task, UsageError
 from edgedl.devices import local
 
 
@@ -49,13 +49,14 @@ def bench(
     everything = list(dict.fromkeys([*paths, *([vs] if vs else [])]))
     for file in everything:
         if not file.is_file():
-            raise ModelFileError(f"no file {file}")
+            raise ModelFileError(f"{file} is a folder: name the file in it" if file.is_dir() else f"no file {file}")
     targets = {file: target_for(file, threads, use) for file in everything}
     with progress.stage("open", len(everything)) as step:
         sessions: dict[str, tuple[Session, Any]] = {}
         scores: dict[str, measure.Scored | None] = {}
+        cold_starts: dict[str, measure.ColdStart] = {}
         for file, target in targets.items():
-            session = target.open(file)
+            session, cold_starts[str(file)] = _opened(target, file)
             if task is not None:
                 _check_fits(file, session, task)
             inputs = measure.sample(task, session) if task else measure.random_inputs(session.inputs)
@@ -68,7 +69,7 @@ def bench(
     rows = []
     for file, target in targets.items():
         session, inputs = sessions[str(file)]
-        cold, scored = measure.cold_start(target, file), scores[str(file)]
+        cold, scored = cold_starts[str(file)], scores[str(file)]
         speedup = stats.compare(blocks[str(vs)], blocks[str(file)]) if vs and file != vs else None
         rows.append(
             {
@@ -95,13 +96,28 @@ def bench(
     return rows
 
 
+def _opened(target: Target, file: Path) -> tuple[Session, measure.ColdStart]:
+    """First in a process of its own, as some runtimes crash on a damaged file; then here, for an error's full words."""
+    try:
+        cold = measure.cold_start(target, file)
+    except TargetError:
+        target.open(file).close()
+        raise
+    return target.open(file), cold
+
+
 def _check_fits(file: Path, session: Session, task: Task) -> None:
-    for name, spec in task.inputs.items():
-        if name not in session.inputs:
+    """Raises `UsageError` for a file that takes something else than the task feeds, or lacks what it scores."""
+    for kind, wanted, found in (("input", task.inputs, session.inputs), ("output", task.outputs, session.outputs)):
+        for name in wanted:
+            if name not in found:
+                raise UsageError(f"{file}: no {kind} named {name}, as task {task.use} has; it has {', '.join(found)}")
+    for name, given in session.inputs.items():
+        if name not in task.inputs:
+            raise UsageError(f"{file}: input {name} is nothing that task {task.use} feeds")
+        spec = task.inputs[name]
+        if given.shape[1:] != spec.shape or given.dtype != spec.dtype:
+            shape = ", ".join(map(str, ("N", *spec.shape)))
             raise UsageError(
-                f"{file}: no input named {name}, which task {task.use} feeds; it has {', '.join(session.inputs)}"
-            )
-        if session.inputs[name].shape[1:] != spec.shape:
-            raise UsageError(
-                f"{file}: input {name} is {session.inputs[name].shape}, but task {task.use} feeds (N, *{spec.shape})"
+                f"{file}: input {name} is {given.dtype} {given.shape}, but task {task.use} feeds {spec.dtype} ({shape})"
             )

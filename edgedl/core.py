@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 
 if TYPE_CHECKING:
     import torch
@@ -96,9 +96,14 @@ class Metric:
 class Part(BaseModel):
     """Whatever a recipe names with `use = "..."`: its fields are the recipe's keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     use: str
+
+    @property
+    def label(self) -> str:
+        """Its name in folders and tables: the plugin's, or for `use = "module:Class"` that of the class."""
+        return self.use.rpartition(":")[2]
 
 
 class Task(Part):
@@ -287,17 +292,17 @@ class Target(Part):
 class Limits(BaseModel):
     """What may ship."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    score_drop: float = 0.01
+    score_drop: NonNegativeFloat = 0.01
     slower: Literal["refuse", "allow"] = "refuse"
 
 
 class Bench(BaseModel):
     """How latency is measured: at least 100 runs and `min_seconds` a file, in `rounds` interleaved blocks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    batch_size: int = 1
-    min_seconds: float = 3.0
-    rounds: int = 30
+    batch_size: PositiveInt = 1
+    min_seconds: NonNegativeFloat = 3.0
+    rounds: PositiveInt = 30

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,10 @@ from edgedl.ladder import Climb
 from edgedl.stats import Speedup
 
 CONVERSIONS = frozenset(
-    {
-        "QUANTIZE",
-        "DEQUANTIZE",
-        "TRANSPOSE",
-        "CAST",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Transpose",
-        "Cast",
-        "Reorder",
-    }
+    [
+        *("QUANTIZE", "DEQUANTIZE", "TRANSPOSE", "CAST"),  # LiteRT
+        *("QuantizeLinear", "DequantizeLinear", "Transpose", "Cast", "ReorderInput", "ReorderOutput"),  # onnxruntime
+    ]
 )
 FLOAT_KERNELS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 """onnxruntime's float kernels; in an int8 file they are operators that did not fuse."""
@@ -56,6 +49,7 @@ class Verdict:
 def judge(
     reference: Candidate,
     candidates: Sequence[Candidate],
+    failures: Mapping[str, str],
     limits: Limits,
     metric: Metric,
     device: str,
@@ -63,11 +57,12 @@ def judge(
 ) -> Verdict:
     """Judges the compressed files of one target, best last, against the float file.
 
-    `judge_there` is the command that judges on the device itself, given where nothing could run here.
+    `failures` are variants of which there is no file, with the reason; `judge_there` is the command
+    that judges on the device itself, given where nothing could run here.
     """
     refused = {
         candidate.variant: reason for candidate in candidates if (reason := objection(candidate, limits, metric))
-    }
+    } | dict(failures)
     if reference.climb.breach:
         refused[reference.variant] = reference.climb.breach
     sound = [candidate for candidate in candidates if candidate.variant not in refused]

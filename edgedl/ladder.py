@@ -130,7 +130,7 @@ def as_json(climb: Climb, variant: str, target: Target) -> dict[str, Any]:
     divergence = climb.first_divergence
     return {
         "variant": variant,
-        "target": target.use,
+        "target": target.label,
         "rungs": [vars(rung) for rung in climb.rungs],
         "quantization": None if climb.quantization_db is None else {"sqnr_db": climb.quantization_db},
         "agreement": vars(climb.agreement),

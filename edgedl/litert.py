@@ -27,7 +27,6 @@ class LiteRTSession:
         library = interpreter_library()
         self.runtime = f"{library.__name__.partition('.')[0]} {_version(library)}"
         self.interpreter = _load(file, threads)
-        self.interpreter.allocate_tensors()
         inputs, outputs = _named_details(self.interpreter)
         self.inputs = {name: _spec(detail) for name, detail in inputs.items()}
         self.outputs = {name: _spec(detail) for name, detail in outputs.items()}
@@ -92,7 +91,7 @@ def interpreter_library() -> ModuleType:
 
         return interpreter  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
-        raise MissingPackage("TFLite files need a runtime: pip install 'edgedl[tflite]'") from error
+        raise MissingPackage("TFLite files need a runtime: pip install ai-edge-litert") from error
 
 
 class _Flatbuffer:
@@ -170,7 +169,12 @@ def _load(file: Path, threads: int) -> Any:
     if content[4:8] != IDENTIFIER:
         raise ModelFileError(f"{file}: no TFLite file (it lacks the identifier TFL3)")
     try:
-        return library.Interpreter(model_path=str(file), num_threads=threads)
+        interpreter = library.Interpreter(model_path=str(file), num_threads=threads)
+        interpreter.allocate_tensors()
+        return interpreter
+    except SystemError as error:  # tflite_runtime 2.14 under a NumPy that it was not built for
+        name = library.__name__.partition(".")[0]
+        raise MissingPackage(f"{name} does not work with NumPy {np.__version__}: pip install 'numpy<2'") from error
     except (ValueError, RuntimeError) as error:
         raise ModelFileError(f"{file}: the interpreter cannot load it: {str(error).splitlines()[0]}") from error
 

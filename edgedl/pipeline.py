@@ -34,7 +34,7 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
         report = document.begin(recipe, variants)
         for target in recipe.targets:
             document.add(report, run, target, *_judged(run, target, variants, reference))
-            run.note_stage(f"targets/{target.use}", {})
+            run.note_stage(f"targets/{target.label}", {})
         run.save_quantization(list(variants.values())[-1])
         run.finish(report)
     return run
@@ -44,29 +44,40 @@ def _judged(
     run: Run, target: Target, variants: Mapping[str, Model], reference: Scored
 ) -> tuple[list[Entry], gate.Verdict | None]:
     """Every variant on one target: built, held against the ladder, measured in turn with the others, judged."""
-    bench, task = run.recipe.bench, run.recipe.task
-    with progress.stage(f"{target.use}: build and check", len(variants)) as step:
+    task = run.recipe.task
+    with progress.stage(f"{target.label}: build", len(variants)) as step:
         entries = []
         for name, model in variants.items():
             entries.append(_built(run, target, name, model, reference))
             step(1, entries[-1].summary(task.metric))
     running = {entry.variant: entry for entry in entries if entry.runs_here}
-    with progress.stage(f"{target.use}: measure", len(running)) as step:
-        timed = {name: (entry.opened(), measure.sample(task, entry.opened())) for name, entry in running.items()}
-        for name, blocks in measure.interleave(timed, bench).items():
-            running[name].latencies_ms = blocks
-            running[name].operators = running[name].opened().profile(timed[name][1])
-            step(1, f"{name}: {stats.summarize(blocks).median:.4f} ms")
+    if running:
+        _measure(run, target, running)
     for entry in running.values():
         entry.compare_with(running.get("float"))
         entry.opened().close()
-    if any(entry.climb is None for entry in entries):
-        return entries, None
     float_entry, *compressed = entries
+    if float_entry.climb is None:  # nothing to judge against
+        return entries, None
     there = None if float_entry.runs_here else document.judging_command(run, entries)
-    candidates = [entry.candidate() for entry in compressed]
-    verdict = gate.judge(float_entry.candidate(), candidates, run.recipe.limits, task.metric, local.name(), there)
+    candidates = [entry.candidate() for entry in compressed if entry.climb]
+    failures = {entry.variant: f"it failed: {entry.reason}" for entry in compressed if not entry.climb}
+    verdict = gate.judge(
+        float_entry.candidate(), candidates, failures, run.recipe.limits, task.metric, local.name(), there
+    )
     return entries, verdict
+
+
+def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:
+    """Times the files that run here in turn, then operator by operator."""
+    with progress.stage(f"{target.label}: measure", len(running)) as step:
+        timed = {
+            name: (entry.opened(), measure.sample(run.recipe.task, entry.opened())) for name, entry in running.items()
+        }
+        for name, blocks in measure.interleave(timed, run.recipe.bench).items():
+            running[name].latencies_ms = blocks
+            running[name].operators = running[name].opened().profile(timed[name][1])
+            step(1, f"{name}: {stats.summarize(blocks).median:.4f} ms")
 
 
 def _built(run: Run, target: Target, variant: str, model: Model, reference: Scored) -> Entry:

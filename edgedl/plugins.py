@@ -42,10 +42,11 @@ def load(kind: Kind, name: str) -> type[Part]:
     if ":" in name:
         module_name, _, class_name = name.partition(":")
         return _checked(kind, name, _attribute(module_name, class_name))
-    for entry in importlib.metadata.entry_points(group=f"edgedl.{kind}", name=name):
-        return _checked(kind, name, entry.load())
+    for entry in importlib.metadata.entry_points(group=f"edgedl.{kind}"):
+        if entry.name.replace("_", "-") == name:
+            return _checked(kind, name, _attribute(entry.module, entry.attr))
     if name not in names(kind):
-        raise UsageError(f'no {kind} named "{name}"; {nearest(name, names(kind))}')
+        raise UsageError(f"no {kind} named {name!r}; {nearest(name, names(kind))}")
     module_name = name.replace("-", "_")
     module = importlib.import_module(f"edgedl.{kind}.{module_name}")
     wanted = module_name.replace("_", "")
@@ -57,7 +58,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint: the valid names nearest to `name`, or all of them."""
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(valid)}"
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(valid) or 'none'}"
 
 
 def installed(module: str) -> bool:
@@ -72,13 +73,18 @@ def missing(target: Target, purpose: Literal["build", "open"]) -> list[str]:
 
 def require(targets: Iterable[Target], purpose: Literal["build", "open"] = "build") -> None:
     """Raises `MissingPackage` naming all that is missing and the pip line, before anything expensive starts."""
-    lines = []
+    lacks, packages, extras = [], [], []
     for target in targets:
-        if lacking := missing(target, purpose):
-            packages = ", ".join(PACKAGES.get(module.split("|")[0], module.split("|")[0]) for module in lacking)
-            lines.append(f"target {target.use} needs {packages}: {pip_line(target.extra)}")
-    if lines:
-        raise MissingPackage("; ".join(lines))
+        if modules := [module.split("|")[0] for module in missing(target, purpose)]:
+            lacking = [PACKAGES.get(module, module) for module in modules]
+            lacks.append(f"target {target.label} needs {', '.join(lacking)}")
+            packages += lacking
+            extras.append(target.extra)
+    if lacks:
+        # To open files on a device the runtime is enough; the extra would bring a framework along.
+        runtimes = f"pip install {' '.join(dict.fromkeys(packages))}"
+        line = pip_line(*dict.fromkeys(extras)) if purpose == "build" else runtimes
+        raise MissingPackage(f"{'; '.join(lacks)}: {line}")
 
 
 def stand_in() -> Target:
@@ -101,12 +107,17 @@ def _exists(module: str) -> bool:
 
 
 def _attribute(module_name: str, class_name: str) -> object:
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        raise UsageError(f"{module_name + ':' + class_name!r} names no class; write package.module:Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f"cannot import {module_name}: {error}; is it on the Python path?") from error
+    except (ImportError, SyntaxError) as error:
+        raise UsageError(f"cannot import {module_name}: {error}") from error
     if not hasattr(module, class_name):
-        raise UsageError(f"module {module_name} has no {class_name}; {nearest(class_name, vars(module))}")
+        parts = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Part)]
+        raise UsageError(f"module {module_name} has no {class_name}; {nearest(class_name, parts)}")
     return getattr(module, class_name)
 
 

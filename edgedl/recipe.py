@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ else:
 Location = tuple[str | int, ...]
 
 PARTS: dict[str, plugins.Kind] = {"task": "tasks", "model": "models", "steps": "steps", "targets": "targets"}
+SEVERAL = ("steps", "targets")
+FOREIGN = {
+    "description": "A class of one's own, package.module:Class; its keys are its fields.",
+    "type": "object",
+    "properties": {"use": {"type": "string", "pattern": ":"}},
+    "required": ["use"],
+}
 
 
 class Recipe(BaseModel):
@@ -27,9 +35,10 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(pattern=r"^[^/.\x00-\x1f][^/\x00-\x1f]*$")
+    """Also the name of a folder."""
     description: str = ""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     task: SerializeAsAny[Task]
     model: SerializeAsAny[Network]
     steps: tuple[SerializeAsAny[Step], ...] = Field(min_length=1)
@@ -52,11 +61,14 @@ def names() -> list[str]:
 def find(name: str) -> Path:
     """The file of a shipped recipe, or of a path. Raises `UsageError` with the nearest names."""
     if name.endswith(".toml") or "/" in name:
-        if not Path(name).is_file():
-            raise UsageError(f"no recipe file {name}")
-        return Path(name)
+        try:
+            if Path(name).is_file():
+                return Path(name)
+        except OSError as error:  # no permission, or a name too long
+            raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
+        raise UsageError(f"no recipe file {name}")
     if name not in names():
-        raise UsageError(f'no recipe named "{name}"; {plugins.nearest(name, names())}')
+        raise UsageError(f"no recipe named {name!r}; {plugins.nearest(name, names())}")
     return folder() / f"{name}.toml"
 
 
@@ -74,13 +86,14 @@ def parse(text: str, file: Path) -> Recipe:
     """A recipe from its text; `file` names it in errors and gives its name. Raises `RecipeError`."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number too long, and nesting too deep, are ones of Python's own
         raise RecipeError(f"{file}: no valid TOML: {error}") from error
-    for key, kind in PARTS.items():
-        if isinstance(table.get(key), list):
-            table[key] = [_part(kind, entry, (key, index), text, file) for index, entry in enumerate(table[key])]
-        elif key in table:
-            table[key] = _part(kind, table[key], (key,), text, file)
+    for key in PARTS:
+        if key in table:
+            table[key] = _parts(key, table[key], text, file)
+    for key, model in (("limits", Limits), ("bench", Bench)):
+        if key in table:
+            table[key] = _validated(model, table[key], (key,), text, file)
     table.setdefault("name", file.stem)
     return cast("Recipe", _validated(Recipe, table, (), text, file))
 
@@ -95,13 +108,22 @@ def schema() -> dict[str, Any]:
             part = plugins.load(kind, name).model_json_schema()
             definitions |= part.pop("$defs", {})
             part["properties"]["use"] = {"const": name, "type": "string"}
+            part["required"] = ["use", *part.get("required", [])]
             definitions[f"{kind}.{name}"] = part
             variants.append({"$ref": f"#/$defs/{kind}.{name}"})
-        choice = {"oneOf": variants}
-        several = whole["properties"][key].get("type") == "array"
-        whole["properties"][key] = {"type": "array", "minItems": 1, "items": choice} if several else choice
+        choice = {"oneOf": [*variants, {"$ref": "#/$defs/foreign"}]}
+        whole["properties"][key] = {"type": "array", "minItems": 1, "items": choice} if key in SEVERAL else choice
+    definitions["foreign"] = FOREIGN
     whole["required"].remove("name")
     return whole
+
+
+def _parts(key: str, value: Any, text: str, file: Path) -> Part | tuple[Part, ...]:
+    if key not in SEVERAL:
+        return _part(PARTS[key], value, (key,), text, file)
+    if not isinstance(value, list):
+        raise RecipeError(f'{_place(file, text, (key,))}: needs an array of tables: {key} = [{{ use = "..." }}]')
+    return tuple(_part(PARTS[key], entry, (key, index), text, file) for index, entry in enumerate(value))
 
 
 def _part(kind: plugins.Kind, entry: Any, location: Location, text: str, file: Path) -> Part:
@@ -115,43 +137,86 @@ def _part(kind: plugins.Kind, entry: Any, location: Location, text: str, file: P
     return cast("Part", _validated(found, entry, location, text, file))
 
 
-def _validated(model: type[BaseModel], table: dict[str, Any], location: Location, text: str, file: Path) -> BaseModel:
+def _validated(model: type[BaseModel], table: Any, location: Location, text: str, file: Path) -> BaseModel:
+    """`table` as a `model`, strictly: TOML has types, and neither "10" nor true is a number."""
     try:
-        return model.model_validate(table)
+        if model is Recipe:
+            return Recipe.model_validate(table, strict=True)
+        return model.model_validate_json(json.dumps(table, default=str), strict=True)  # which takes arrays for tuples
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing one: the former says more.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         where = (*location, *first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; {plugins.nearest(str(where[-1]), _keys(model, first['loc']))}"
+            valid = _keys(model, first["loc"])
+            message = "unknown key" + (f"; {plugins.nearest(str(where[-1]), valid)}" if valid else "")
         elif first["type"] == "missing":
             message = "this key is missing"
-        elif not isinstance(first["input"], dict | list):
+        elif not isinstance(first["input"], dict | list | tuple):
             message += f", not {first['input']!r}"
         raise RecipeError(f"{_place(file, text, where)}: {message}") from error
 
 
 def _keys(model: type[BaseModel], loc: Location) -> list[str]:
-    """The valid keys of the table in which the last part of `loc` stands."""
+    """The valid keys of the table in which the last part of `loc` stands; none where its type leaves a choice."""
     for key in loc[:-1]:
-        annotation = model.model_fields[str(key)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
+        annotation = model.model_fields[key].annotation if key in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
         model = annotation
     return list(model.model_fields)
 
 
 def _place(file: Path, text: str, location: Location) -> str:
-    """`file:line: steps[2].ratio`, as near as the text tells: each key is looked for behind the one before."""
-    position, shown = 0, ""
+    """`file:line: steps[2].ratio`; what the text does not hold stands where its table does."""
+    shown = ""
     for key in location:
         if isinstance(key, int):
             shown += f"[{key}]"
-            for _ in range(key + 1):
-                entry = re.compile(r"\{").search(text, position)
-                position = entry.end() if entry else position
         else:
-            shown += f".{key}" if shown else key
-            found = re.compile(rf"(?m)(?:^|[\s{{,\[.]){re.escape(key)}\s*[=\].]").search(text, position)
-            position = found.start() + 1 if found else position
+            bare = re.fullmatch(r"[\w-]+", key)
+            shown += ("." if shown else "") + (key if bare else json.dumps(key))
+    position = next((found for end in range(len(location), 0, -1) if (found := _find(text, location[:end])) >= 0), 0)
     return f"{file}:{text.count(chr(10), 0, position) + 1}: {shown or 'recipe'}"
+
+
+def _find(text: str, location: Location) -> int:
+    """Where the key or the array's table at `location` is written, or -1."""
+    *table, key = location
+    if isinstance(key, str):
+        return next(iter(_written(text, tuple(table), key)), -1)
+    written = _written(text, tuple(table[:-1]), str(table[-1]))
+    headers = [place for place in written if text[:place].rstrip().endswith("[[")]
+    if headers:
+        return headers[key]
+    entry = _at(tomllib.loads(text), location)
+    return _find(text, (*location, next(iter(entry)))) if isinstance(entry, dict) and entry else -1
+
+
+def _written(text: str, table: Location, key: str) -> list[int]:
+    """Every place where `key` is written in the table at this location.
+
+    That is where another name in its stead turns up in that very table when the text is read again.
+    """
+    other = f"{key}-"
+    while other in text:
+        other += "-"
+    found = []
+    for match in re.finditer(rf"(?<![\w-]){re.escape(key)}(?![\w-])", text):
+        try:
+            changed = _at(tomllib.loads(text[: match.start()] + other + text[match.end() :]), table)
+        except ValueError:
+            continue
+        if isinstance(changed, dict) and other in changed:
+            found.append(match.start())
+    return found
+
+
+def _at(table: Any, location: Location) -> Any:
+    for key in location:
+        try:
+            table = table[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return table

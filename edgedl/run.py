@@ -67,7 +67,7 @@ class Run:
     def save_step(self, index: int, model: Model, key: str) -> None:
         """Keeps what a step did, with the weights if it learned: safetensors and JSON, no pickle."""
         step = self.recipe.steps[index]
-        with files.filled_folder(self.folder / "steps" / f"{index:02}-{step.use}") as folder:
+        with files.filled_folder(self.folder / "steps" / f"{index:02}-{step.label}") as folder:
             files.write_json(folder / "step.json", {"step": step.model_dump(), "key": key})
             files.write_json(folder / "metrics.json", model.lineage[-1].metrics)
             if step.learns:
@@ -77,7 +77,7 @@ class Run:
                           folder / "weights.safetensors")  # fmt: skip
                 structure = {"model": self.recipe.model.model_dump(), "task": self.recipe.task.model_dump()}
                 files.write_json(folder / "structure.json", structure)
-        self.note_stage(f"steps/{index:02}-{step.use}", {})
+        self.note_stage(f"steps/{index:02}-{step.label}", {})
 
     def save_quantization(self, model: Model) -> None:
         """Keeps the grids of every scheme that was used, and how each calibrator did."""
@@ -98,9 +98,9 @@ class Run:
 
     def target_folder(self, variant: str, target: Target) -> Path:
         """`targets/<variant>/<target>`; of several alike, each has its place among them behind its name."""
-        same = [other for other in self.recipe.targets if other.use == target.use]
+        same = [other for other in self.recipe.targets if other.label == target.label]
         suffix = f"-{same.index(target)}" if len(same) > 1 else ""
-        return self.folder / "targets" / variant / f"{target.use}{suffix}"
+        return self.folder / "targets" / variant / f"{target.label}{suffix}"
 
     def moved(self, artifact: Artifact, built_in: Path, variant: str, target: Target) -> Artifact:
         """The artifact under the folder's final name."""

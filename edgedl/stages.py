@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgedl import progress, training
 from edgedl import run as runs
-from edgedl import training
 from edgedl.core import Model, Split, Step, Task
 from edgedl.recipe import Recipe
 from edgedl.run import Run
@@ -52,7 +52,9 @@ def stage_key(recipe: Recipe, index: int) -> str:
 
 def _reused(model: Model, step: Step, recipe: Recipe, weights: Path) -> Model:
     net = recipe.model.build(recipe.task)
-    runs.load_weights(net, weights)
+    with progress.stage(step.label, 1) as advance:
+        runs.load_weights(net, weights)
+        advance(1, f"taken from {weights.parents[2]}")
     metrics = json.loads(weights.with_name("metrics.json").read_text())
     return model.after(step, metrics | {"reused": str(weights.parent)}, net=net.eval())
 

@@ -29,7 +29,7 @@ def judged(
     candidate: gate.Candidate, limits: Limits | None = None, metric: Metric = ACCURACY, there: str | None = None
 ):
     reference = gate.Candidate("float", 4000, climb(), None)
-    return gate.judge(reference, [candidate], limits or Limits(), metric, "a test", there)
+    return gate.judge(reference, [candidate], {}, limits or Limits(), metric, "a test", there)
 
 
 def compressed(speedup=FASTER, drop=0.0, breach=None, **more) -> gate.Candidate:
@@ -95,8 +95,15 @@ def test_what_cannot_run_here_is_judged_on_the_device():
     assert judged(compressed(None, drop=0.5), there="`x`").ship == "float"  # a bad score needs no device
 
 
+def test_a_variant_that_failed_leaves_float_to_ship():
+    reference = gate.Candidate("float", 4000, climb(), None)
+    verdict = gate.judge(reference, [], {"compressed": "it failed: no int8"}, Limits(), ACCURACY, "a test", None)
+    assert verdict.ship == "float"
+    assert "no int8" in verdict.why
+
+
 def test_no_sound_file_ships_nothing():
     broken = gate.Candidate("float", 4000, climb(breach="broken"), None)
-    verdict = gate.judge(broken, [compressed(breach="broken too")], Limits(), ACCURACY, "a test", None)
+    verdict = gate.judge(broken, [compressed(breach="broken too")], {}, Limits(), ACCURACY, "a test", None)
     assert verdict.ship == "none"
     assert set(verdict.refused) == {"float", "compressed"}

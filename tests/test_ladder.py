@@ -96,7 +96,9 @@ def test_a_broken_exporter_is_caught_named_and_not_shipped(net, broken, tmp_path
     assert "layer body" in climb.breach
     sound = climbed(net, OnnxRuntime(), tmp_path, quantized=False)
     limits = Limits(score_drop=1e9)  # the score alone would let it pass
-    verdict = gate.judge(candidate("float", sound), [candidate("compressed", climb)], limits, TASK.metric, "here", None)
+    verdict = gate.judge(
+        candidate("float", sound), [candidate("compressed", climb)], {}, limits, TASK.metric, "here", None
+    )
     assert verdict.ship == "float"
     assert "layer body" in verdict.refused["compressed"]
 
@@ -105,7 +107,7 @@ def test_a_broken_float_exporter_is_caught_too(net, tmp_path):
     climb = climbed(net, SwappedChannels(), tmp_path, quantized=False)
     assert climb.breach is not None
     assert climb.first_divergence.layer.startswith("body")
-    verdict = gate.judge(candidate("float", climb), [], Limits(), TASK.metric, "here", None)
+    verdict = gate.judge(candidate("float", climb), [], {}, Limits(), TASK.metric, "here", None)
     assert verdict.ship == "none"
 
 

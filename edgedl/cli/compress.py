@@ -19,16 +19,23 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
     """Train, compress, export, measure and judge, as a recipe says."""
-    from edgedl import pipeline, progress
+    from edgedl import plugins, progress
     from edgedl import recipe as recipes
     from edgedl.cli.show import print_json
     from edgedl.core import MissingPackage
+
+    wanted = recipes.load(recipe)
+    plugins.require(wanted.targets)  # before the imports below, which need torch
+    from edgedl import pipeline
     from edgedl.report import page, terminal
     from edgedl.run import read_report
 
-    file = recipes.find(recipe)
-    with progress.display():
-        run = pipeline.compress(recipes.load(recipe), file.read_text(encoding="utf-8"), out, fresh=fresh)
+    try:
+        with progress.display():
+            run = pipeline.compress(wanted, recipes.find(recipe).read_text(encoding="utf-8"), out, fresh=fresh)
+    except OSError as error:
+        error.filename = error.filename or str(out)  # a full disk does not say which it is
+        raise
     report = read_report(run.folder)
     try:
         shown = f"report: {page.write_page(report, run.folder)}"

@@ -30,6 +30,10 @@ app.command()(doctor.targets)
 app.command()(doctor.doctor)
 
 INTERRUPTED = 130
+# What the machine refuses, where the message says all: any other OSError is a mistake of ours and shows where.
+REFUSALS = {
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS,
+}  # fmt: skip
 
 
 def _version(asked: bool) -> None:
@@ -53,12 +57,15 @@ def main() -> None:
     """Runs the program; errors that a person can mend are one line on stderr, never a traceback."""
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as leaving:
+        # Typer makes status 130 of Ctrl-C, without a word.
+        if isinstance(leaving, SystemExit) and leaving.code != INTERRUPTED:
+            raise
         _fail("interrupted; finished steps are kept: run the same command to go on", INTERRUPTED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM):
+        if error.errno not in REFUSALS:
             raise
-        _fail(f"{error.filename or 'a file'}: cannot be written: {error.strerror}", 1)
+        _fail(f"{error.filename or 'a file'}: {error.strerror}", 1)
     except Exception as error:
         # Only now is the error tree imported: `edgedl --help` shall not wait for it.
         from edgedl.core import EdgedlError

@@ -33,13 +33,12 @@ def describe() -> dict[str, Any]:
 
 
 def name() -> str:
-    """What a report calls this machine: the board if it says so (a Jetson does), else the processor."""
+    """What a report calls this machine: the board if it says so (a Jetson does), else the processor; and its kind."""
     board = _read("/proc/device-tree/model")
-    if board:
-        return board.strip("\0 ")
     cpuinfo = _read("/proc/cpuinfo") or ""
     model = next((line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "")
-    return model or platform.processor() or platform.machine()
+    known = board.strip("\0 ") if board else model or platform.processor()
+    return f"{known or 'unknown processor'} ({platform.machine()})"
 
 
 def _memory_bytes() -> int | None:

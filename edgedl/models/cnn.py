@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from edgedl.core import Network
+from edgedl.core import Network, UsageError
 from edgedl.images import Classification
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class CNN(Network):
     hidden: PositiveInt = 128
 
     def build(self, task: Classification) -> nn.Module:  # type: ignore[override]
-        """A module (N, C, H, W) float32 -> logits (N, classes)."""
+        """A module (N, C, H, W) float32 -> logits (N, classes). Raises `UsageError` if pooling leaves no pixels."""
         from torch import nn
 
         channels, height, width = task.image_shape
@@ -32,6 +32,11 @@ class CNN(Network):
             layers[f"relu{index}"] = nn.ReLU()
             layers[f"pool{index}"] = nn.MaxPool2d(2)
             channels, height, width = out_channels, height // 2, width // 2
+        if height * width == 0:
+            _, height, width = task.image_shape
+            raise UsageError(
+                f"cnn: {len(self.widths)} poolings leave nothing of a {height}x{width} image; take fewer widths"
+            )
         layers["flatten"] = nn.Flatten()
         layers["dense1"] = nn.Linear(channels * height * width, self.hidden)
         layers["relu_dense1"] = nn.ReLU()

@@ -108,13 +108,13 @@ def simulate(net: torch.nn.Module, task: Task, scheme: Scheme, calibrator: str =
     found: dict[str, Simulation] = {}
     tried: dict[str, Trial] = {}
     names = list(CALIBRATORS) if calibrator == "auto" else [calibrator]
-    with progress.stage(f"choose calibrator ({scheme.name})", len(names)) as step:
+    with progress.stage("choose calibrator", len(names)) as step:
         for name in names:
             found[name] = Simulation(_convert(prepared, name), task, scheme, name, tried)
             scored = found[name].evaluated("validation")
             noise = min(stats.sqnr_db(reference.outputs[key], scored.outputs[key]) for key in task.outputs)
             tried[name] = Trial(scored.score, noise)
-            step(1, f"{name}: {task.metric.name} {scored.score:.4f}, {noise:.1f} dB")
+            step(1, f"{name}: {task.metric.name} {scored.score:.4f}")
     sign = 1 if task.metric.higher_is_better else -1
     best = max(names, key=lambda name: (sign * tried[name].score, tried[name].sqnr_db))
     return found[best]
@@ -147,6 +147,8 @@ def _convert(prepared: GraphModule, calibrator: str) -> GraphModule:
     graph: GraphModule = convert_pt2e(converted, fold_quantize=False)
     _round_biases(graph)
     _drop_saturating_activations(graph)
+    for module in graph.modules():  # it knows one mode only, whatever this says; exporters look at it
+        module.training = False
     return graph
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from edgedl.core import Batch, DataError, Split
 from edgedl.images import Classification
@@ -31,14 +34,14 @@ class MNIST(Classification):
 
     use: str = "mnist"
     folder: str | None = None
-    hub: str = "ylecun/mnist"
+    hub: str = Field(default="ylecun/mnist", min_length=1)
     image_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
     num_classes: ClassVar[int] = 10
 
     def arrays(self, split: Split) -> Batch:
         """`image` (N, 1, 28, 28) float32 in [0, 1] and `label` (N,) int64. Raises `DataError`."""
         part = "test" if split == "test" else "train"
-        images, labels = _from_folder(self.folder, part) if self.folder else _from_hub(self.hub, part)
+        images, labels = _from_hub(self.hub, part) if self.folder is None else _from_folder(self.folder, part)
         if split != "test":
             num_train = len(images) - len(images) // VALIDATION_SHARE
             chosen = {
@@ -54,35 +57,37 @@ class MNIST(Classification):
 
 @lru_cache(maxsize=4)
 def _from_folder(folder: str, part: str) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = (_read_idx(Path(folder), name) for name in FILES[part])
+    images = _read_idx(Path(folder), FILES[part][0], num_dimensions=3)
+    labels = _read_idx(Path(folder), FILES[part][1], num_dimensions=1)
     if images.shape[1:] != (28, 28):
         raise DataError(f"{folder}/{FILES[part][0]}: images are {images.shape[1:]}, not 28x28")
-    if labels.shape != (len(images),):
-        raise DataError(f"{folder}: {len(images)} images but {labels.shape} labels in the {part} files")
+    if len(labels) != len(images):
+        raise DataError(f"{folder}/{FILES[part][1]}: {len(labels)} labels for {len(images)} images in {FILES[part][0]}")
     if len(labels) and labels.max() > 9:
         record = int(labels.argmax())
         raise DataError(f"{folder}/{FILES[part][1]}: record {record} has label {labels[record]}, above 9")
     return images, labels
 
 
-def _read_idx(folder: Path, name: str) -> np.ndarray:
+def _read_idx(folder: Path, name: str, num_dimensions: int) -> np.ndarray:
     """An IDX file: a big-endian header of type and dimensions, then bytes (format: yann.lecun.com/exdb/mnist)."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; the four MNIST files have to be there")
     file = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if file is None:
         raise DataError(f"{folder}: no {name} or {name}.gz; put the four MNIST files there")
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise DataError(f"{file}: no IDX file of bytes (its header is {content[:4].hex() or 'empty'})")
-    num_dimensions = content[3]
+    magic = bytes((0, 0, 8, num_dimensions))
+    if content[:4] != magic:
+        raise DataError(f"{file}: begins with {content[:4].hex() or 'nothing'}, not with {magic.hex()} as {name} does")
     header = 4 + 4 * num_dimensions
     if len(content) < header:
         raise DataError(f"{file}: ends inside its header")
     shape = struct.unpack(f">{num_dimensions}I", content[4:header])
-    expected = int(np.prod(shape, dtype=np.int64))
-    if len(content) - header != expected:
+    if len(content) - header != prod(shape):
         raise DataError(f"{file}: {len(content) - header} bytes of data, but the header says {shape}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
@@ -92,14 +97,30 @@ def _from_hub(hub: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise DataError("mnist: without `folder`, the data comes through Hugging Face: pip install datasets") from error
+        raise DataError(
+            "mnist: without `folder`, the data comes from the Hugging Face hub: pip install 'edgedl[hub]'"
+        ) from error
     try:
         data = datasets.load_dataset(hub, split=part)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"mnist: {hub} cannot be had from the hub ({reason}). Without a network, put the four IDX files "
             '(train-images-idx3-ubyte, ...) into a folder and say task = { use = "mnist", folder = "..." }'
         ) from error
-    images = np.stack([np.asarray(image.convert("L"), dtype=np.uint8) for image in data["image"]])
-    return images, np.asarray(data["label"], dtype=np.uint8)
+    if not isinstance(data.features.get("image"), datasets.Image) or "label" not in data.features:
+        raise DataError(f"mnist: {hub} needs a column image of images and a column label; it has {data.features}")
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    try:
+        for row in data:
+            image, label = row["image"], row["label"]
+            if image is None or image.size != (28, 28) or label not in range(10):
+                raise ValueError(f"image {image and image.size}, label {label!r}")
+            images.append(np.asarray(image.convert("L"), dtype=np.uint8))
+            labels.append(label)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"mnist: record {len(images)} of {hub}, split {part}, is no 28x28 image with a label from 0 to 9: {error}"
+        ) from error
+    return np.array(images, dtype=np.uint8).reshape(-1, 28, 28), np.array(labels, dtype=np.uint8)
