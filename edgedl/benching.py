@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedl import files, measure, plugins, progress, stats
-from edgedl.core import Bench, ModelFileError, Session, Target, TargetError, Task, UsageError
+from edgedl.core import Bench, ModelFileError, Session, Target, Task, UsageError
 from edgedl.devices import local
 
 
@@ -56,7 +56,8 @@ def bench(
         scores: dict[str, measure.Scored | None] = {}
         cold_starts: dict[str, measure.ColdStart] = {}
         for file, target in targets.items():
-            session, cold_starts[str(file)] = _opened(target, file)
+            cold_starts[str(file)] = measure.cold_start(target, file)  # first: it survives a file that crashes
+            session = target.open(file)
             if task is not None:
                 _check_fits(file, session, task)
             inputs = measure.sample(task, session) if task else measure.random_inputs(session.inputs)
@@ -94,16 +95,6 @@ def bench(
         )
         session.close()
     return rows
-
-
-def _opened(target: Target, file: Path) -> tuple[Session, measure.ColdStart]:
-    """First in a process of its own, as some runtimes crash on a damaged file; then here, for an error's full words."""
-    try:
-        cold = measure.cold_start(target, file)
-    except TargetError:
-        target.open(file).close()
-        raise
-    return target.open(file), cold
 
 
 def _check_fits(file: Path, session: Session, task: Task) -> None:

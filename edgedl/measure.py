@@ -5,6 +5,7 @@ It needs numpy and the file's runtime, nothing else: it runs on the device.
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgedl import stats
+from edgedl import core, plugins, stats
 from edgedl.core import Batch, Bench, Session, Split, Target, TargetError, Task, TensorSpec
 
 MIN_WARM_UP_RUNS = 10
@@ -67,7 +68,8 @@ def evaluate(session: Session, task: Task, split: Split) -> Scored:
 
 def batch_size(session: Session) -> int:
     """The batch size that a file was exported for."""
-    return next(iter(session.inputs.values())).shape[0]
+    shape = next(iter(session.inputs.values())).shape
+    return shape[0] if shape else 1
 
 
 def sample(task: Task, session: Session) -> Batch:
@@ -121,13 +123,19 @@ def warm_up(session: Session, batch: Batch) -> None:
 
 
 def cold_start(target: Target, file: Path) -> ColdStart:
-    """Opens a file and runs it once in a process of its own. Raises `TargetError` with the last line it said."""
+    """Opens a file and runs it once in a process of its own, which a damaged file may crash without harm.
+
+    Raises what opening it raised there, or `TargetError` with the last line that was said.
+    """
     command = [sys.executable, "-m", "edgedl.measure", target.use, target.model_dump_json(), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise TargetError(f"{file} failed in a fresh process: {said[-1] if said else f'status {done.returncode}'}")
+        how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        raise TargetError(f"{file} failed in a process of its own: {said[-1] if said else how}")
     answer = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise vars(core)[answer["error"]](answer["message"])
     return ColdStart(answer["init_ms"], answer["peak_memory_bytes"])
 
 
@@ -183,16 +191,21 @@ def _reset_peak_memory() -> None:
 
 
 def _main(use: str, fields: str, file: str) -> None:
-    from edgedl import plugins
-
     target = plugins.load("targets", use).model_validate_json(fields)
     assert isinstance(target, Target)
-    target.open(Path(file)).close()  # imports the runtime and whatever it loads on first use
+    for module in target.requires["open"]:
+        for alternative in module.split("|"):
+            if plugins.installed(alternative):
+                importlib.import_module(alternative)
     _reset_peak_memory()
     before = _memory("VmRSS")
     start = time.perf_counter_ns()
-    session = target.open(Path(file))
-    session.run(random_inputs(session.inputs))
+    try:
+        session = target.open(Path(file))
+        session.run(random_inputs(session.inputs))
+    except core.EdgedlError as error:
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        return
     init_ms = (time.perf_counter_ns() - start) / 1e6
     peak = _memory("VmHWM")
     growth = None if before is None or peak is None else max(peak - before, 0)

@@ -88,8 +88,8 @@ def _built(run: Run, target: Target, variant: str, model: Model, reference: Scor
             artifact = target.build(model, task, folder, run.recipe.bench.batch_size)
         entry.artifact = run.moved(artifact, folder, variant, target)
         if artifact.status == "ok":
-            entry.session = target.open(entry.artifact.file)
             entry.cold_start = measure.cold_start(target, entry.artifact.file)
+            entry.session = target.open(entry.artifact.file)
         else:  # the very ONNX file that the engine was built from, where it can run
             assert entry.artifact.stand_in is not None
             entry.session = plugins.stand_in().open(entry.artifact.stand_in)

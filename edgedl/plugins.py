@@ -1,4 +1,4 @@
-"""Plugins: a file in a folder of a kind is a plugin of that kind; the only place that imports by name."""
+"""Plugins: a file in a folder of a kind is a plugin of that kind; the place that imports by name."""
 
 from __future__ import annotations
 

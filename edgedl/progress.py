@@ -73,11 +73,13 @@ def diverted(log: Path) -> Iterator[None]:
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+        # Writers of their own, so that what a full disk keeps out of the log is not left in the process's.
+        python = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False, buffering=1) for descriptor in (1, 2))  # noqa: SIM115
         try:
             yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            sys.stdout, sys.stderr = python
             for descriptor, original in enumerate(saved, start=1):
                 os.dup2(original, descriptor)
                 os.close(original)

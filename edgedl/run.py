@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of `report.json`; it rises when a key changes its meaning or goes."""
+KEYS = {"edgedl", "recipe", "environment", "metric", "parameters", "steps", "rows", "ladder", "verdicts"}
+"""What every report has besides `schema`."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ class Run:
             files.write_json(folder / "step.json", {"step": step.model_dump(), "key": key})
             files.write_json(folder / "metrics.json", model.lineage[-1].metrics)
             if step.learns:
-                from safetensors.torch import save_file
+                from safetensors.torch import save
 
-                save_file({name: value.contiguous() for name, value in model.net.state_dict().items()},
-                          folder / "weights.safetensors")  # fmt: skip
+                weights = {name: value.contiguous() for name, value in model.net.state_dict().items()}
+                (folder / "weights.safetensors").write_bytes(save(weights))
                 structure = {"model": self.recipe.model.model_dump(), "task": self.recipe.task.model_dump()}
                 files.write_json(folder / "structure.json", structure)
         self.note_stage(f"steps/{index:02}-{step.label}", {})
@@ -83,8 +85,8 @@ class Run:
         """Keeps the grids of every scheme that was used, and how each calibrator did."""
         if model.quantization is None:
             return
-        index = next(i for i, step in enumerate(self.recipe.steps) if step.use == "quantize")
-        folder = self.folder / "steps" / f"{index:02}-quantize"
+        folder = self.folder / "quantization"
+        folder.mkdir()
         for scheme, simulation in model.quantization.simulations.items():
             tried = {name: vars(trial) for name, trial in simulation.tried.items()}
             content = {"calibrator": simulation.calibrator, "tried": tried, "grids": simulation.grids()}
@@ -138,6 +140,8 @@ def read_report(folder: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
         raise UsageError(f"{file}: schema {found}, but this edgedl reads schema {SCHEMA}")
+    if lacking := KEYS - set(report):
+        raise UsageError(f"{file}: damaged: it lacks {', '.join(sorted(lacking))}")
     return report
 
 

@@ -143,11 +143,11 @@ def verdict(target: str, ship: str, speedup: float | None, drop: float, why: str
 def write_beside(folder: Path) -> None:
     """What the page reads from the run folder besides the report."""
     (folder / "recipe.toml").write_text(RECIPE)
-    quantize = folder / "steps" / "01-quantize"
-    quantize.mkdir(parents=True)
+    quantize = folder / "quantization"
+    quantize.mkdir()
     tried = {name: {"score": 0.966, "sqnr_db": 40.5} for name in ("min-max", "mse")}
     (quantize / "affine.json").write_text(json.dumps({"calibrator": "mse", "tried": tried, "grids": []}))
-    (quantize / "metrics.json").write_text("{}")
+    (quantize / "other.json").write_text("{}")
 
 
 def _epochs(num: int) -> list[dict[str, Any]]:

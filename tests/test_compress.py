@@ -110,7 +110,7 @@ def test_the_folder_is_whole_and_as_documented(run, report):
     names = {str(file.relative_to(run.folder)) for file in run.folder.rglob("*") if file.is_file()}
     assert {"recipe.toml", "run.json", "report.json", "log.txt"} <= names
     assert {f"steps/00-train/{name}" for name in ("weights.safetensors", "structure.json", "metrics.json")} <= names
-    assert {"steps/01-quantize/affine.json", "steps/01-quantize/symmetric.json"} <= names
+    assert {"quantization/affine.json", "quantization/symmetric.json"} <= names
     for found in report["rows"]:
         folder = Path(found["file"]).parent
         assert {str(folder / name) for name in ("artifact.json", "measurement.json", "reproduce.sh")} <= names

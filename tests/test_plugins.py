@@ -57,14 +57,15 @@ def test_its_class_is_of_its_kind_and_says_what_it_is(kind, name):
 
 
 @each_plugin
-def test_it_is_made_from_nothing_and_cannot_be_changed(kind, name):
-    part = plugins.load(kind, name)()
-    assert part.use == name
-    for field in type(part).model_fields:
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(part, field, getattr(part, field))
+def test_it_takes_no_unknown_key_and_cannot_be_changed(kind, name):
+    found = plugins.load(kind, name)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-        type(part)(no_such_key=1)
+        found(no_such_key=1)
+    part = found.model_construct()
+    assert part.use == name
+    for field in found.model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, field, None)
 
 
 @each_plugin
@@ -114,7 +115,7 @@ def test_checking_every_recipe_with_every_plugin_imports_no_framework_and_no_run
     program = f"""
 import sys
 from edgedl import plugins, recipe
-parts = [plugins.load(kind, name)() for kind in plugins.BASES for name in plugins.names(kind)]
+parts = [plugins.load(kind, name) for kind in plugins.BASES for name in plugins.names(kind)]
 assert len(parts) == {len(EVERY)}
 recipe.schema()
 assert all(recipe.load(name).targets for name in recipe.names())

@@ -551,7 +551,8 @@ def test_what_is_read_follows_the_schema_and_what_follows_it_is_read(place, valu
     tables[table][key] = value
     text = document(whole)
     assume(is_toml(text))
-    assume(not re.search(r"nan|inf|\d\.0|a\.b:C", text))  # JSON has no NaN and takes 2.0 for 2; there is no module a.b
+    # JSON has no NaN and takes 2.0 for 2, pydantic's takes no huge integer for a float, and there is no module a.b.
+    assume(not re.search(r"nan|inf|\d\.0|\d{16}|a\.b:C", text))
     assert valid(whole, schema()) == (parsed_or_refused(text) is not None)
 
 

@@ -162,7 +162,7 @@ def test_follows_the_reader_from_light_to_dark_and_onto_paper(shown: Any, page: 
 def test_shows_hostile_strings_as_text(shown: Any, tmp_path: Path, width: int) -> None:
     sample_report.write_beside(tmp_path)
     (tmp_path / "recipe.toml").write_text(HOSTILE)
-    calibration = tmp_path / "steps" / "01-quantize" / "affine.json"
+    calibration = tmp_path / "quantization" / "affine.json"
     calibration.write_text(json.dumps(hostile(json.loads(calibration.read_text()))))
     page = write_page(hostile(sample_report.sample_report()), tmp_path)
     browser = shown(page, width)

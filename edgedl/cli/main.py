@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated
 
@@ -61,7 +62,7 @@ def main() -> None:
         # Typer makes status 130 of Ctrl-C, without a word.
         if isinstance(leaving, SystemExit) and leaving.code != INTERRUPTED:
             raise
-        _fail("interrupted; finished steps are kept: run the same command to go on", INTERRUPTED)
+        _interrupted()
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
@@ -73,6 +74,12 @@ def main() -> None:
         if not isinstance(error, EdgedlError):
             raise
         _fail(str(error), error.exit_status)
+
+
+def _interrupted() -> None:
+    print("edgedl: interrupted; finished steps are kept: run the same command to go on", file=sys.stderr, flush=True)
+    # Not `sys.exit`: where the interrupt has passed through `exec` of a text, Python ends by the signal all the same.
+    os._exit(INTERRUPTED)
 
 
 def _fail(message: str, status: int) -> None:

@@ -222,7 +222,7 @@ def _lowest(report: Mapping[str, Any]) -> float | None:
 
 def _calibrations(folder: Path) -> Iterator[dict[str, Any]]:
     """How each calibrator did on validation data, one scheme after another, as far as the run folder tells."""
-    for file in sorted(folder.glob("steps/*-quantize/*.json")):
+    for file in sorted(folder.glob("quantization/*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -42,7 +42,8 @@ class TFLite(Target):
                 converted = litert_torch.convert(model.graph(self.scheme), example_inputs(task, batch_size))
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 raise TargetError(f"litert-torch cannot convert the network: {_first_line(error)}") from error
-            converted.export(str(file))
+            content = converted.model_content()
+        file.write_bytes(content)  # by Python, whose error names a full disk
         versions = {"litert-torch": version("litert-torch"), "ai-edge-litert": version("ai-edge-litert")}
         return Artifact(file=file, precision=model.precision, versions=versions)
 
