@@ -129,6 +129,13 @@ class Task(Part):
         """The training loss of one batch, a scalar."""
         raise NotImplementedError
 
+    def imitate(
+        self, outputs: Mapping[str, torch.Tensor], taught: Mapping[str, torch.Tensor], temperature: float
+    ) -> torch.Tensor:
+        """How far outputs are from a teacher's, a scalar: their mean squared difference, which suits any output."""
+        distances = [(outputs[name] - taught[name]).square().mean() for name in self.outputs]
+        return sum(distances[1:], start=distances[0])
+
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The metric over a whole split, in its unit."""
         raise NotImplementedError
@@ -182,6 +189,8 @@ class Model:
     """A network along its way through the steps; immutable, a step returns a new one."""
 
     net: torch.nn.Module
+    teacher: torch.nn.Module | None = None
+    """The float network as the last step that does not compress left it."""
     quantization: Quantization | None = None
     lineage: tuple[StepRecord, ...] = ()
 
@@ -278,7 +287,7 @@ class Target(Part):
     needs_gpu: ClassVar[bool] = False
     """Whether its files run on an NVIDIA GPU alone."""
     extra: ClassVar[str]
-    """The extra of this package that installs what is required."""
+    """The extra of this package that installs what `build` needs."""
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes the files into `folder`. Raises `TargetError` or `UnsupportedOperator`."""

@@ -63,17 +63,20 @@ class Climb:
     deployed: Scored
 
 
-def climb(model: Model, reference: Scored, target: Target, session: Session, task: Task) -> Climb:
-    """Scores every rung for one deployed file. `reference` is the float network over the test set."""
+def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, session: Session, task: Task) -> Climb:
+    """Scores the lower rungs for one deployed file, over the whole test set.
+
+    `source` is the model's own float network; `above` are the rungs down to it, the float reference first.
+    """
     deployed = evaluate(session, task, "test")
-    rungs = [Rung("float", reference.score, 0.0)]
-    simulated, quantization_db, scales = reference, None, dict[str, float]()
+    rungs = list(above)
+    simulated, quantization_db, scales = source, None, dict[str, float]()
     if model.quantization is not None:
         simulation = model.quantization.simulated(target.scheme)
         simulated, scales = simulation.evaluated("test"), simulation.output_scales()
-        quantization_db = _sqnr(reference.outputs, simulated.outputs)
-        rungs.append(_rung("simulated", simulated, reference, task))
-    rungs.append(_rung("deployed", deployed, reference, task))
+        quantization_db = _sqnr(source.outputs, simulated.outputs)
+        rungs.append(rung("simulated", simulated.score, above, task))
+    rungs.append(rung("deployed", deployed.score, above, task))
     agreement = Agreement(
         sqnr_db=_sqnr(simulated.outputs, deployed.outputs),
         same_decision=_same(simulated.decisions, deployed.decisions),
@@ -93,6 +96,12 @@ def climb(model: Model, reference: Scored, target: Target, session: Session, tas
         breach=_breach(agreement, needed, divergence) if breached else None,
         deployed=deployed,
     )
+
+
+def rung(name: str, score: float, above: Sequence[Rung], task: Task) -> Rung:
+    """A rung under others, of which the first is the float reference."""
+    reference = above[0].score if above else score
+    return Rung(name, score, task.metric.drop(reference, score))
 
 
 def first_divergence(
@@ -154,10 +163,6 @@ def _layouts(values: np.ndarray) -> list[np.ndarray]:
     if values.ndim > 2:
         flat.append(np.moveaxis(values, 1, -1).reshape(-1))
     return flat
-
-
-def _rung(name: str, scored: Scored, reference: Scored, task: Task) -> Rung:
-    return Rung(name, scored.score, task.metric.drop(reference.score, scored.score))
 
 
 def _sqnr(reference: Batch, other: Batch) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgedl import gate, ladder, measure, plugins, progress, stages, stats
-from edgedl.core import EdgedlError, Model, Target
+from edgedl.core import EdgedlError, Target
 from edgedl.devices import local
-from edgedl.measure import Scored
 from edgedl.recipe import Recipe
 from edgedl.report import document
 from edgedl.report.document import Entry
 from edgedl.run import Run
+from edgedl.stages import Variant
 
 
 def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Run:
@@ -22,33 +22,28 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     What fails for one target is a row of the report with its reason; the others go on.
     Raises `UsageError` before anything expensive, and whatever a step raises.
     """
-    from edgedl.torch_session import TorchSession
-
     plugins.require(recipe.targets)
     task = recipe.task
     task.arrays("test")
     run = Run.create(recipe, source, root)
     with progress.diverted(run.log):
         variants = stages.apply_steps(recipe, run, root, fresh)
-        reference = measure.evaluate(TorchSession(variants["float"].net, task), task, "test")
-        report = document.begin(recipe, variants)
+        report = document.begin(recipe, {variant.name: variant.model for variant in variants})
         for target in recipe.targets:
-            document.add(report, run, target, *_judged(run, target, variants, reference))
+            document.add(report, run, target, *_judged(run, target, variants))
             run.note_stage(f"targets/{target.label}", {})
-        run.save_quantization(list(variants.values())[-1])
+        run.save_quantization(variants[-1].model)
         run.finish(report)
     return run
 
 
-def _judged(
-    run: Run, target: Target, variants: Mapping[str, Model], reference: Scored
-) -> tuple[list[Entry], gate.Verdict | None]:
+def _judged(run: Run, target: Target, variants: Sequence[Variant]) -> tuple[list[Entry], gate.Verdict | None]:
     """Every variant on one target: built, held against the ladder, measured in turn with the others, judged."""
     task = run.recipe.task
     with progress.stage(f"{target.label}: build", len(variants)) as step:
         entries = []
-        for name, model in variants.items():
-            entries.append(_built(run, target, name, model, reference))
+        for variant in variants:
+            entries.append(_built(run, target, variant))
             step(1, entries[-1].summary(task.metric))
     running = {entry.variant: entry for entry in entries if entry.runs_here}
     if running:
@@ -80,20 +75,21 @@ def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:
             step(1, f"{name}: {stats.summarize(blocks).median:.4f} ms")
 
 
-def _built(run: Run, target: Target, variant: str, model: Model, reference: Scored) -> Entry:
-    entry = Entry(variant, model)
+def _built(run: Run, target: Target, variant: Variant) -> Entry:
+    model = variant.model
+    entry = Entry(variant.name, model)
     task = run.recipe.task
     try:
-        with run.building(variant, target) as folder:
+        with run.building(variant.name, target) as folder:
             artifact = target.build(model, task, folder, run.recipe.bench.batch_size)
-        entry.artifact = run.moved(artifact, folder, variant, target)
+        entry.artifact = run.moved(artifact, folder, variant.name, target)
         if artifact.status == "ok":
             entry.cold_start = measure.cold_start(target, entry.artifact.file)
             entry.session = target.open(entry.artifact.file)
         else:  # the very ONNX file that the engine was built from, where it can run
             assert entry.artifact.stand_in is not None
             entry.session = plugins.stand_in().open(entry.artifact.stand_in)
-        entry.climb = ladder.climb(model, reference, target, entry.session, task)
+        entry.climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
     except EdgedlError as error:
         entry.reason = str(error)
     return entry

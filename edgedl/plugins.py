@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from edgedl.core import MissingPackage, Network, Part, Step, Target, Task, UsageError
@@ -73,18 +73,24 @@ def missing(target: Target, purpose: Literal["build", "open"]) -> list[str]:
 
 def require(targets: Iterable[Target], purpose: Literal["build", "open"] = "build") -> None:
     """Raises `MissingPackage` naming all that is missing and the pip line, before anything expensive starts."""
-    lacks, packages, extras = [], [], []
-    for target in targets:
-        if modules := [module.split("|")[0] for module in missing(target, purpose)]:
-            lacking = [PACKAGES.get(module, module) for module in modules]
-            lacks.append(f"target {target.label} needs {', '.join(lacking)}")
-            packages += lacking
-            extras.append(target.extra)
-    if lacks:
-        # To open files on a device the runtime is enough; the extra would bring a framework along.
-        runtimes = f"pip install {' '.join(dict.fromkeys(packages))}"
-        line = pip_line(*dict.fromkeys(extras)) if purpose == "build" else runtimes
-        raise MissingPackage(f"{'; '.join(lacks)}: {line}")
+    lacking = [target for target in targets if missing(target, purpose)]
+    if lacking:
+        lacks = [f"target {target.label} needs {', '.join(_packages(target, purpose))}" for target in lacking]
+        raise MissingPackage(f"{'; '.join(lacks)}: {install_line(lacking, purpose)}")
+
+
+def install_line(targets: Sequence[Target], purpose: Literal["build", "open"]) -> str:
+    """What to type for targets to work: extras to build; to open files the runtimes alone, without a framework."""
+    if purpose == "build":
+        return pip_line(*dict.fromkeys(target.extra for target in targets))
+    packages = [package for target in targets for package in _packages(target, purpose)]
+    return f"pip install {' '.join(dict.fromkeys(packages))}"
+
+
+def _packages(target: Target, purpose: Literal["build", "open"]) -> list[str]:
+    """What pip calls the modules that a target lacks."""
+    modules = [module.split("|")[0] for module in missing(target, purpose)]
+    return [PACKAGES.get(module, module) for module in modules]
 
 
 def stand_in() -> Target:

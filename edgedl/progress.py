@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _display: Progress | None = None
+_interrupted = False
 
 
 @contextmanager
 def display() -> Iterator[None]:
-    """Shows the stages that run inside, on stderr; without it they run silently."""
+    """Shows the stages that run inside, on stderr; without it they run silently.
+
+    A Ctrl-C meanwhile is heeded at the next unit of a stage at the latest: some libraries, while they
+    load or convert, catch everything, and it with it.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    global _display
+    global _display, _interrupted
+    _interrupted, usual = False, signal.signal(signal.SIGINT, _interrupt)
     # Its own descriptor: `diverted` points the process's stderr elsewhere meanwhile.
     with os.fdopen(os.dup(sys.__stderr__.fileno()), "w") as stream:  # type: ignore[union-attr]
         console = Console(file=stream)
@@ -37,6 +45,7 @@ def display() -> Iterator[None]:
                 yield
             finally:
                 _display_off()
+                signal.signal(signal.SIGINT, usual)
 
 
 def _display_off() -> None:
@@ -46,12 +55,24 @@ def _display_off() -> None:
     _display = None
 
 
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def _heed_interrupt() -> None:
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def stage(label: str, total: int) -> Iterator[Callable[..., None]]:
     """A stage of `total` units; yields `step(units, figures="")`, where figures is text such as a loss."""
     if _display is None:
         yield lambda units, figures="": None
         return
+    _heed_interrupt()
     shown = _display
     task = shown.add_task(label, total=total, figures="")
 
@@ -59,6 +80,7 @@ def stage(label: str, total: int) -> Iterator[Callable[..., None]]:
         shown.update(task, advance=units)
         if figures:
             shown.update(task, figures=figures)
+        _heed_interrupt()
 
     yield step
     shown.stop_task(task)

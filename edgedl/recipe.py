@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from edgedl import plugins
 from edgedl.core import Bench, Limits, Network, Part, RecipeError, Step, Target, Task, UsageError
@@ -45,6 +46,13 @@ class Recipe(BaseModel):
     targets: tuple[SerializeAsAny[Target], ...] = Field(min_length=1)
     limits: Limits = Limits()
     bench: Bench = Bench()
+
+    @model_validator(mode="after")
+    def _learns_before_it_plans(self) -> Recipe:
+        for earlier, later in pairwise(self.steps):
+            if later.learns and not earlier.learns:
+                raise ValueError(f"step {later.label} changes weights and has to stand before {earlier.label}")
+        return self
 
 
 def folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,29 +13,59 @@ import numpy as np
 from edgedl import progress, training
 from edgedl import run as runs
 from edgedl.core import Model, Split, Step, Task
+from edgedl.ladder import Rung, rung
+from edgedl.measure import Scored, evaluate
 from edgedl.recipe import Recipe
 from edgedl.run import Run
+from edgedl.torch_session import TorchSession
 
 SPLITS: tuple[Split, ...] = ("train", "calibration", "validation", "test")
 
 
-def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> dict[str, Model]:
-    """The variants to ship: "float", the network before the first compressing step, and "compressed", after the last.
+@dataclass(frozen=True)
+class Variant:
+    """A network that is to be exported: "float", or "compressed"."""
+
+    name: str
+    model: Model
+    source: Scored
+    """Its float network over the test set: what quantization and export are held against."""
+    rungs: tuple[Rung, ...]
+    """From the float reference down to `source`."""
+
+
+def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Variant]:
+    """The variants to export: the network before the first compressing step and, if there is one, after the last.
 
     A step whose key is found among the runs under `root` takes its weights from there, unless `fresh`.
     """
     training.seed(recipe.seed)
     model = Model(net=recipe.model.build(recipe.task).eval())
-    reference = model
+    variants: list[Variant] = []
     for index, step in enumerate(recipe.steps):
+        if step.compresses and not variants:
+            model = replace(model, teacher=model.net)
+            variants = [_reference(model, recipe.task), _reference(model, recipe.task)]
         key = stage_key(recipe, index)
         kept = None if fresh or not step.learns else runs.find_weights(root, key)
         training.seed(recipe.seed + index + 1)
         model = _reused(model, step, recipe, kept) if kept else step.apply(model, recipe.task)
         run.save_step(index, model, key)
-        if not step.compresses and not any(earlier.compresses for earlier in recipe.steps[:index]):
-            reference = model
-    return {"float": reference} if reference is model else {"float": reference, "compressed": model}
+        if variants:
+            variants[1] = _compressed(variants[1], model, step, recipe.task)
+    return variants or [_reference(model, recipe.task)]
+
+
+def _reference(model: Model, task: Task) -> Variant:
+    source = evaluate(TorchSession(model.net, task), task, "test")
+    return Variant("float", model, source, (rung("float", source.score, (), task),))
+
+
+def _compressed(before: Variant, model: Model, step: Step, task: Task) -> Variant:
+    if not step.learns:  # the same weights, so the same scores
+        return replace(before, name="compressed", model=model)
+    source = evaluate(TorchSession(model.net, task), task, "test")
+    return Variant("compressed", model, source, (*before.rungs, rung(step.label, source.score, before.rungs, task)))
 
 
 def stage_key(recipe: Recipe, index: int) -> str:

@@ -80,7 +80,8 @@ def climbed(net: nn.Module, target, folder, quantized: bool = True) -> ladder.Cl
     model = Model(net=net, quantization=Quantization(net, TASK, "min-max") if quantized else None)
     artifact = target.build(model, TASK, folder, 1)
     reference = measure.evaluate(TorchSession(net, TASK), TASK, "test")
-    return ladder.climb(model, reference, target, target.open(artifact.file), TASK)
+    above = (ladder.rung("float", reference.score, (), TASK),)
+    return ladder.climb(model, reference, above, target, target.open(artifact.file), TASK)
 
 
 def candidate(variant: str, climb: ladder.Climb) -> gate.Candidate:

@@ -99,9 +99,9 @@ def packages_of(extra: str) -> set[str]:
 
 
 @each_target
-def test_the_extra_of_a_target_exists_and_brings_what_it_requires(target):
+def test_the_extra_of_a_target_exists_and_brings_what_it_needs_to_build(target):
     brought = packages_of(target.extra)
-    for module in {*target.requires["build"], *target.requires["open"]}:
+    for module in target.requires["build"]:
         first = module.split("|")[0]
         assert plugins.PACKAGES.get(first, first) in brought
 

@@ -72,7 +72,7 @@ def deployed(net: nn.Module, task: Task, target: Target, folder: Path) -> ladder
     artifact = target.build(model, task, folder, batch_size=1)
     session = target.open(artifact.file)
     reference = measure.evaluate(TorchSession(net, task), task, "test")
-    climb = ladder.climb(model, reference, target, session, task)
+    climb = ladder.climb(model, reference, (ladder.rung("float", reference.score, (), task),), target, session, task)
     session.close()
     return climb
 
@@ -131,7 +131,9 @@ def test_alone_symmetric_passes_nvidias_builder(name, tmp_path):
     assert len(build_engine(tensorrt_rtx, artifact.stand_in)) > 1000
     session = target_of("onnxruntime").open(artifact.stand_in)
     reference = measure.evaluate(TorchSession(net, task), task, "test")
-    climb = ladder.climb(model, reference, target_of("tensorrt"), session, task)
+    climb = ladder.climb(
+        model, reference, (ladder.rung("float", reference.score, (), task),), target_of("tensorrt"), session, task
+    )
     # onnxruntime, which stands in, runs a convolution in float if a ReLU parts it from a symmetric grid.
     assert_repeats(climb, exactly=not any(isinstance(module, Residual | nn.ReLU) for module in net.modules()))
 

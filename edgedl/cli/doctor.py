@@ -44,7 +44,9 @@ def _targets() -> list[dict[str, Any]]:
         target = plugins.load("targets", name).model_validate({})
         assert isinstance(target, Target)
         lacking = {"build": plugins.missing(target, "build"), "open": plugins.missing(target, "open")}
-        hint = plugins.pip_line(target.extra) if any(lacking.values()) else None
+        hint = plugins.install_line([target], "build") if lacking["build"] else None
+        if hint is None and lacking["open"]:
+            hint = plugins.install_line([target], "open")
         no_gpu = engine.why_no_gpu() if target.needs_gpu and not lacking["open"] else None
         rows.append(
             {

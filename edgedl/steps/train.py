@@ -1,41 +1,21 @@
-"""Trains the network on the task's own loss."""
+"""Trains the network on the task's own loss; what it leaves is the float reference, and the teacher of later steps."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from edgedl.core import Model, Task
+from edgedl.learning import LearningStep
 
-from edgedl.core import Model, Step, Task
 
-
-class Train(Step):
-    """Adam (with decoupled weight decay) or SGD with momentum; the weights that validate best are kept."""
+class Train(LearningStep):
+    """Learns from the labels alone."""
 
     use: str = "train"
-    epochs: PositiveInt = 10
-    batch_size: PositiveInt = 32
-    lr: PositiveFloat = 1e-3
-    optimizer: Literal["adam", "sgd"] = "adam"
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: NonNegativeFloat = 0.0
 
     compresses: ClassVar[bool] = False
 
     def apply(self, model: Model, task: Task) -> Model:
         """Raises `UsageError` if the loss diverges."""
-        from edgedl.training import fit
-
-        net, history = fit(
-            model.net,
-            task,
-            task.loss,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            weight_decay=self.weight_decay,
-            label="train",
-        )
+        net, history = self.fit(model.net, task, task.loss)
         return model.after(self, {"epochs": history}, net=net)

@@ -25,7 +25,7 @@ class TensorRT(Target):
         "open": ("tensorrt", "cuda.bindings|cuda.cudart"),
     }
     needs_gpu: ClassVar[bool] = True
-    extra: ClassVar[str] = "tensorrt"
+    extra: ClassVar[str] = "onnx"  # the extra `tensorrt` cannot be had everywhere, and is not needed to build
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes `model.onnx` and `build.sh`, and `model.engine` if TensorRT and a GPU are here.

@@ -1,0 +1,45 @@
+"""What all steps that learn have in common: how long, how fast, by which rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from edgedl.core import Step, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = Mapping[str, torch.Tensor]
+
+
+class LearningStep(Step):
+    """Adam (with decoupled weight decay) or SGD with momentum; the weights that validate best are kept."""
+
+    epochs: PositiveInt = 10
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 1e-3
+    optimizer: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: NonNegativeFloat = 0.0
+
+    def fit(
+        self, net: torch.nn.Module, task: Task, loss: Callable[[Tensors, Tensors], torch.Tensor]
+    ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
+        """A trained copy of `net`, and loss and validation score of each epoch. Raises `UsageError` if it diverges."""
+        from edgedl import training
+
+        return training.fit(
+            net,
+            task,
+            loss,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            label=self.label,
+        )
