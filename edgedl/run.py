@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import __version__, files
+from edgedl import __version__, files, structure
 from edgedl.core import Artifact, Model, Target, UsageError
 from edgedl.recipe import Recipe
 
@@ -77,8 +77,8 @@ class Run:
 
                 weights = {name: value.contiguous() for name, value in model.net.state_dict().items()}
                 (folder / "weights.safetensors").write_bytes(save(weights))
-                structure = {"model": self.recipe.model.model_dump(), "task": self.recipe.task.model_dump()}
-                files.write_json(folder / "structure.json", structure)
+                made = {"model": self.recipe.model.model_dump(), "task": self.recipe.task.model_dump()}
+                files.write_json(folder / "structure.json", made | {"shapes": structure.describe(model.net)})
         self.note_stage(f"steps/{index:02}-{step.label}", {})
 
     def save_quantization(self, model: Model) -> None:
@@ -157,9 +157,11 @@ def find_weights(root: Path, key: str) -> Path | None:
 
 
 def load_weights(net: torch.nn.Module, file: Path) -> None:
-    """Puts weights from a run folder into a freshly built network."""
+    """Gives a freshly built network the shapes and weights of one in a run folder, in place."""
     from safetensors.torch import load_file
 
+    made = json.loads(file.with_name("structure.json").read_text(encoding="utf-8"))
+    structure.reshape(net, made["shapes"])
     net.load_state_dict(load_file(file))
 
 
