@@ -19,6 +19,7 @@ from edgedl import plugins
 from edgedl.core import DataError, Task
 from edgedl.images import Classification
 from edgedl.tasks.mnist import FILES, MNIST
+from tests import test_cifar10
 
 SPLITS = ("train", "calibration", "validation", "test")
 TRAIN_IMAGES, TRAIN_LABELS = FILES["train"]
@@ -50,10 +51,15 @@ def mnist_folder(tmp_path_factory) -> Path:
     return write_mnist(tmp_path_factory.mktemp("mnist"))
 
 
+@pytest.fixture(scope="module")
+def cifar10_folder(tmp_path_factory) -> Path:
+    return test_cifar10.write_files(tmp_path_factory.mktemp("cifar10"))
+
+
 @pytest.fixture(params=plugins.names("tasks"))
-def task(request, mnist_folder) -> Task:
+def task(request, mnist_folder, cifar10_folder) -> Task:
     """A task of every kind; one that needs files gets those of this test."""
-    fields = {"mnist": {"folder": str(mnist_folder)}}
+    fields = {"mnist": {"folder": str(mnist_folder)}, "cifar10": {"folder": str(cifar10_folder)}}
     return plugins.load("tasks", request.param)(**fields.get(request.param, {}))
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from edgedl import hub
 from edgedl.core import Batch, DataError, Split
 from edgedl.images import Classification
 
@@ -93,34 +94,13 @@ def _read_idx(folder: Path, name: str, num_dimensions: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _from_hub(hub: str, part: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise DataError(
-            "mnist: without `folder`, the data comes from the Hugging Face hub: pip install 'edgedl[hub]'"
-        ) from error
-    try:
-        data = datasets.load_dataset(hub, split=part)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"mnist: {hub} cannot be had from the hub ({reason}). Without a network, put the four IDX files "
-            '(train-images-idx3-ubyte, ...) into a folder and say task = { use = "mnist", folder = "..." }'
-        ) from error
-    if not isinstance(data.features.get("image"), datasets.Image) or "label" not in data.features:
-        raise DataError(f"mnist: {hub} needs a column image of images and a column label; it has {data.features}")
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    try:
-        for row in data:
-            image, label = row["image"], row["label"]
-            if image is None or image.size != (28, 28) or label not in range(10):
-                raise ValueError(f"image {image and image.size}, label {label!r}")
-            images.append(np.asarray(image.convert("L"), dtype=np.uint8))
-            labels.append(label)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"mnist: record {len(images)} of {hub}, split {part}, is no 28x28 image with a label from 0 to 9: {error}"
-        ) from error
-    return np.array(images, dtype=np.uint8).reshape(-1, 28, 28), np.array(labels, dtype=np.uint8)
+def _from_hub(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
+    return hub.labelled_images(
+        "mnist",
+        name,
+        part,
+        columns=("image",),
+        shape=(28, 28),
+        num_classes=10,
+        instead="put the four IDX files (train-images-idx3-ubyte, ...) into a folder",
+    )
