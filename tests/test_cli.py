@@ -274,7 +274,7 @@ def test_tables_of_a_run_name_every_row(run_folder, compressed):
 def test_an_unknown_recipe_is_answered_with_the_nearest(edgedl, tmp_path):
     done = edgedl("compress", "--recipe", "cnn-int")
     assert done.returncode == 2
-    assert the_line(done) == "edgedl: no recipe named 'cnn-int'; did you mean cnn-int8?"
+    assert the_line(done).startswith("edgedl: no recipe named 'cnn-int'; did you mean cnn-int8")
     assert not any(tmp_path.iterdir())
 
 
