@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgedl.core import Batch, Metric, Task, TensorSpec
+from edgedl.core import Batch, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -50,3 +50,17 @@ class Classification(Task):
     def decisions(self, outputs: Batch) -> np.ndarray:
         """The class chosen, (N,) int64."""
         return np.asarray(outputs["logits"].argmax(axis=1))
+
+
+def part_of_train(split: Split, num_images: int, validation_share: int) -> slice:
+    """Which training images a split takes, where the last of `validation_share` equal parts validates.
+
+    Calibration takes the first 512 of those that train: it must never see what is scored.
+    """
+    num_train = num_images - num_images // validation_share
+    slices: dict[Split, slice] = {
+        "train": slice(0, num_train),
+        "calibration": slice(0, min(512, num_train)),
+        "validation": slice(num_train, None),
+    }
+    return slices[split]

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from edgedl import hub
 from edgedl.core import Batch, DataError, Split
-from edgedl.images import Classification
+from edgedl.images import Classification, part_of_train
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -44,12 +44,7 @@ class MNIST(Classification):
         part = "test" if split == "test" else "train"
         images, labels = _from_hub(self.hub, part) if self.folder is None else _from_folder(self.folder, part)
         if split != "test":
-            num_train = len(images) - len(images) // VALIDATION_SHARE
-            chosen = {
-                "train": slice(0, num_train),
-                "calibration": slice(0, min(512, num_train)),
-                "validation": slice(num_train, None),
-            }[split]
+            chosen = part_of_train(split, len(images), VALIDATION_SHARE)
             images, labels = images[chosen], labels[chosen]
         if len(images) == 0:
             raise DataError(f"mnist: the {split} split of {self.folder or self.hub} is empty")
