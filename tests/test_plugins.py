@@ -23,7 +23,7 @@ from edgedl.recipe import tomllib
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EVERY = [(kind, name) for kind in plugins.BASES for name in plugins.names(kind)]
 HEAVY = ["torch", "torchao", "onnx", "onnxscript", "onnxruntime", "litert_torch", "ai_edge_litert", "tensorrt",
-         "tensorrt_rtx", "cuda", "sklearn", "scipy", "datasets", "tensorflow", "jax"]  # fmt: skip
+         "tensorrt_rtx", "cuda.bindings.runtime", "sklearn", "scipy", "datasets", "tensorflow", "jax"]  # fmt: skip
 
 each_plugin = pytest.mark.parametrize(("kind", "name"), EVERY, ids=lambda value: value)
 each_target = pytest.mark.parametrize("target", [plugins.load("targets", name) for name in plugins.names("targets")])
