@@ -54,6 +54,9 @@ class OnnxRuntime(Target):
 
         file = folder / "model.onnx"
         export_onnx(model.graph(self.scheme), task, file, batch_size)
+        exported = onnx.load(str(file))
+        use_unsigned_activations(exported)
+        file.write_bytes(exported.SerializeToString())
         versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
         return Artifact(file=file, precision=model.precision, versions=versions)
 
@@ -126,6 +129,37 @@ class OnnxRuntimeSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         return options
+
+
+def use_unsigned_activations(model: onnx.ModelProto) -> None:
+    """Turns int8 activations into uint8 ones, in place: codes and zero points rise by 128, values stay the same.
+
+    onnxruntime has int8 kernels for unsigned activations alone. It rewrites signed ones by itself, but not where
+    a value has two consumers: the convolutions of a residual network would stay in float.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    codes = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    raised: dict[str, str] = {}
+    for node in model.graph.node:
+        is_activation = node.op_type == "QuantizeLinear" or (
+            node.op_type == "DequantizeLinear" and node.input[0] in codes
+        )
+        if not is_activation:
+            continue
+        signed = node.input[2]
+        if signed not in raised:
+            zero_point = numpy_helper.to_array(constants[signed]).astype(np.int16) + 128
+            raised[signed] = f"{signed}_unsigned"
+            model.graph.initializer.append(
+                numpy_helper.from_array(zero_point.astype(np.uint8), name=raised[signed])
+            )
+        node.input[2] = raised[signed]
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
+    del model.graph.value_info[:]  # the types noted there are of before
 
 
 def _load(source: str | bytes, file: Path, options: Any) -> Any:
