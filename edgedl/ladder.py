@@ -154,7 +154,7 @@ def _inside(model: Model, target: Target, task: Task, batch: Batch) -> list[Acti
         graph = export_graph(model.net, task)
     else:
         graph = model.quantization.simulated(target.scheme).graph
-    return activations(graph, [batch[name] for name in task.inputs])
+    return activations(graph, [batch[name] for name in task.inputs], target.scheme.runtime)
 
 
 def _layouts(values: np.ndarray) -> list[np.ndarray]:

@@ -27,6 +27,53 @@ EXACT_IN_FLOAT32 = 2**24
 """Integers below it have exact float32 sums."""
 
 
+LEAKY_RELU = "aten.leaky_relu.default"
+
+
+def _added(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+    """XNNPACK's addition and subtraction: both sides times multipliers of 21 bits, one shift, ties upwards."""
+    ratios = [one / scale for one in scales]
+    shift = 20 - int(np.floor(np.log2(max(ratios))))
+    left, right = (float(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in ratios)
+    sign = -1 if str(node.target).startswith("aten.sub") else 1
+    return torch.floor((values[0] * left + sign * values[1] * right) * 2.0**-shift + 0.5)
+
+
+def _multiplied(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+    """LiteRT's product of two computed matrices: rounded once to the multiplier's bits, and once more to codes.
+
+    One matrix a sample runs as a dense layer in a file of batch size 1, which rounds ties upwards; several run as
+    a batch, which rounds them away from zero.
+    """
+    mantissa, exponent = np.frexp(np.float64(scales[0]) * np.float64(scales[1]) / np.float64(scale))
+    sums = cast("Any", node.target)(*values)
+    if exponent > 0:
+        return torch.round(sums * float(np.ldexp(mantissa, exponent)))
+    rounded = torch.round(sums * float(mantissa)) * 2.0 ** float(exponent)
+    if sums.shape[1:-2].numel() == 1:
+        return torch.floor(rounded + 0.5)
+    return rounded.sign() * torch.floor(rounded.abs() + 0.5)
+
+
+def _leaky(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+    """XNNPACK's leaky ReLU: a multiplier of 8 fractional bits for each side of zero, ties upwards."""
+    slope = np.float32(node.args[1] if len(node.args) > 1 else 0.01)
+    ratio = scales[0] / scale
+    above, below = float(np.rint(256 * ratio)), float(np.rint(256 * ratio * slope))
+    scaled = torch.where(values[0] > 0, values[0] * above, values[0] * below)
+    return torch.floor(scaled / 256 + 0.5)
+
+
+LITERT_KERNELS = {
+    "aten.add.Tensor": _added,
+    "aten.sub.Tensor": _added,
+    "aten.matmul.default": _multiplied,
+    "aten.bmm.default": _multiplied,
+    LEAKY_RELU: _leaky,
+}
+"""What LiteRT computes in fixed point with a rounding of its own, by XNNPACK's and LiteRT's source."""
+
+
 class IntegerInterpreter(Interpreter):
     """Runs a q/dq graph; what is not int8 runs as it stands. A float graph runs unchanged.
 
@@ -34,9 +81,10 @@ class IntegerInterpreter(Interpreter):
     others, in execution order, if `record` was asked for.
     """
 
-    def __init__(self, graph: GraphModule, record: bool = False) -> None:
+    def __init__(self, graph: GraphModule, runtime: str = "", record: bool = False) -> None:
+        """`runtime` names the one whose rounding is to be repeated where runtimes differ; "" is the plain one."""
         super().__init__(graph, garbage_collect_values=False)  # codes are asked for behind their dequantization
-        self.record = record
+        self.runtime, self.record = runtime, record
         self.quantized: list[Activation] = []
         self.computed: list[Activation] = []
 
@@ -55,23 +103,52 @@ class IntegerInterpreter(Interpreter):
         if operator is not None and operator.role is Role.ACTIVATES:
             activation, weighted = weighted, cast("Node", weighted.args[0])
             operator = OPERATORS.get(str(weighted.target))
-        if operator is None or operator.role is not Role.WEIGHTED:
-            return None
-        source, weight = cast("Node", weighted.args[0]), cast("Node", weighted.args[operator.weight])
-        if source.target != DEQUANTIZE or weight.target != DEQUANTIZE_WEIGHT:
+        if operator is None:
             return None
         scale, zero_point, low, high = cast("tuple[float, int, int, int]", node.args[1:5])
-        sums, grid = self._sums(weighted, operator, source, weight)
-        real = sums * (grid / torch.tensor(scale))
+        codes = self._litert_codes(weighted, scale) if self.runtime == "litert" else None
+        if codes is None:
+            found = None
+            if operator.role is Role.WEIGHTED:
+                found = self._sums(weighted, operator)
+            elif operator.role is Role.MULTIPLIES:
+                found = self._products(weighted)
+            if found is None:
+                return None
+            sums, grid = found
+            codes = torch.round(sums * (grid / torch.tensor(scale)))
         if activation is not None:
             # Bounds such as 0 and 6 are codes of the output's grid; the kernel saturates there.
             bounds = self._activated(activation, torch.tensor([-np.inf, np.inf]))
             inverse = np.float32(1) / np.float32(scale)
-            real = real.clamp(*(float(torch.round(bound * inverse)) for bound in bounds))
-        return (torch.round(real) + zero_point).clamp(low, high).to(torch.int8)
+            codes = codes.clamp(*(float(torch.round(bound * inverse)) for bound in bounds))
+        return (codes + zero_point).clamp(low, high).to(torch.int8)
 
-    def _sums(self, node: Node, operator: Operator, source: Node, weight: Node) -> tuple[torch.Tensor, torch.Tensor]:
+    def _litert_codes(self, node: Node, scale: float) -> torch.Tensor | None:
+        """Codes, less the zero point, of the kernels that don't round as all others do; None for those that do."""
+        kind = str(node.target)
+        sources = [source for source in node.args[:2] if isinstance(source, Node) and source.target == DEQUANTIZE]
+        if kind in LITERT_KERNELS and len(sources) == (1 if kind == LEAKY_RELU else 2):
+            values = [self.env[source.args[0]].double() - cast("int", source.args[2]) for source in sources]
+            scales = [np.float32(cast("float", source.args[1])) for source in sources]
+            return LITERT_KERNELS[kind](node, values, scales, np.float32(scale))
+        return None
+
+    def _products(self, node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The kernel's int32 products of two activations, or sums of them, as float32, and the size of their unit."""
+        left, right = cast("tuple[Node, Node]", node.args[:2])
+        if left.target != DEQUANTIZE or right.target != DEQUANTIZE:
+            return None
+        codes = [self.env[cast("Node", side.args[0])].double() - cast("int", side.args[2]) for side in (left, right)]
+        grid = torch.tensor(cast("float", left.args[1])) * torch.tensor(cast("float", right.args[1]))
+        # Not by node, for the two may be one.
+        return cast("Any", node.target)(*codes).float(), grid
+
+    def _sums(self, node: Node, operator: Operator) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The kernel's int32 sums, as float32, and the size of their unit for each output channel, broadcastable."""
+        source, weight = cast("Node", node.args[0]), cast("Node", node.args[operator.weight])
+        if source.target != DEQUANTIZE or weight.target != DEQUANTIZE_WEIGHT:
+            return None
         codes = self.env[cast("Node", source.args[0])].double() - cast("int", source.args[2])
         weights, scales = self.env[cast("Node", weight.args[0])].double(), self.env[cast("Node", weight.args[1])]
         grid = torch.tensor(cast("float", source.args[1])) * scales

@@ -1,11 +1,13 @@
 """The operator table: what each ATen operator needs to run in int8.
 
-An operator that is not listed is an error that names it, never a silent float island.
+An operator that is not listed is an error that names it, never a silent float island. The table is of what is left
+when `rewrite` has opened composite operators (attention, SiLU, splits, batch norms, average pooling).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -13,8 +15,10 @@ class Role(Enum):
     """How an operator treats the grid of its inputs."""
 
     WEIGHTED = "has an int8 weight with a scale per output channel; its output gets a scale of its own"
+    MULTIPLIES = "sums products of two activations, or multiplies them; its output gets a scale of its own"
     COMPUTES = "mixes or rescales values; its output gets a scale of its own"
     ACTIVATES = "computes element by element; right after a weighted operator or an addition it joins that kernel"
+    LOOKS_UP = "takes rows of an int8 table with one scale; its output keeps that scale"
     MOVES = "only moves or selects data; its output keeps the scale of its input"
 
 
@@ -31,41 +35,83 @@ class Operator:
     weight: int = 1
     bias: int = 2
     weight_axis: int = 0
+    bounds: tuple[float, float] | None = None
+    """Where the outputs lie by definition: kernels of asymmetric grids insist on just this range."""
+    in_float: Mapping[str, str] = field(default_factory=dict)
+    """Runtimes that compute it in float between two int8 values, with the reason: same values, more time."""
 
 
 _CONVOLUTION = Operator(Role.WEIGHTED)
 _BINARY = Operator(Role.COMPUTES, inputs=(0, 1))
+_PRODUCT = Operator(Role.MULTIPLIES, inputs=(0, 1))
 _UNARY = Operator(Role.COMPUTES)
 _MOVE = Operator(Role.MOVES)
+_ACTIVATION = Operator(Role.ACTIVATES)
 
 OPERATORS: dict[str, Operator] = {
     # Weighted. A convolution's grouping, stride, padding and dilation don't matter to its grid.
     "aten.conv1d.default": _CONVOLUTION,
+    "aten.conv1d.padding": _CONVOLUTION,
     "aten.conv2d.default": _CONVOLUTION,
     "aten.conv2d.padding": _CONVOLUTION,
+    "aten.conv_transpose1d.default": Operator(Role.WEIGHTED, weight_axis=1),
+    "aten.conv_transpose2d.input": Operator(Role.WEIGHTED, weight_axis=1),
     "aten.linear.default": _CONVOLUTION,
+    "aten.embedding.default": Operator(Role.LOOKS_UP, inputs=(), weight=0),
     # Element by element, fused into the operator before.
-    "aten.relu.default": Operator(Role.ACTIVATES),
-    "aten.relu_.default": Operator(Role.ACTIVATES),
-    "aten.hardtanh.default": Operator(Role.ACTIVATES),
-    "aten.hardtanh_.default": Operator(Role.ACTIVATES),
-    "aten.relu6.default": Operator(Role.ACTIVATES),
+    "aten.relu.default": _ACTIVATION,
+    "aten.relu6.default": _ACTIVATION,
+    "aten.hardtanh.default": _ACTIVATION,
+    "aten.clamp.default": _ACTIVATION,
+    # Products of two activations.
+    "aten.matmul.default": _PRODUCT,
+    "aten.bmm.default": _PRODUCT,
+    "aten.mul.Tensor": _PRODUCT,
     # Computing.
     "aten.add.Tensor": _BINARY,
-    "aten.add_.Tensor": _BINARY,
+    "aten.sub.Tensor": _BINARY,
+    "aten.div.Tensor": _BINARY,
     "aten.mean.dim": _UNARY,
+    "aten.sum.dim_IntList": _UNARY,
     "aten.adaptive_avg_pool2d.default": _UNARY,
-    # Moving.
+    "aten.neg.default": _UNARY,
+    "aten.sigmoid.default": Operator(Role.COMPUTES, bounds=(0, 1)),
+    "aten.tanh.default": Operator(Role.COMPUTES, bounds=(-1, 1)),
+    "aten.softmax.int": Operator(Role.COMPUTES, bounds=(0, 1)),
+    "aten.log_softmax.int": Operator(Role.COMPUTES, bounds=(-16, 0)),
+    "aten.leaky_relu.default": _UNARY,
+    "aten.prelu.default": _UNARY,
+    "aten.softplus.default": _UNARY,
+    "aten.gelu.default": _UNARY,
+    "aten.hardswish.default": _UNARY,
+    "aten.hardsigmoid.default": Operator(Role.COMPUTES, bounds=(0, 1)),
+    "aten.layer_norm.default": _UNARY,
+    "aten.group_norm.default": _UNARY,
+    # Moving or selecting.
+    "aten.maximum.default": Operator(Role.MOVES, inputs=(0, 1)),
+    "aten.minimum.default": Operator(Role.MOVES, inputs=(0, 1)),
+    "aten.max_pool1d.default": _MOVE,
     "aten.max_pool2d.default": _MOVE,
+    "aten.amax.default": _MOVE,
+    "aten.upsample_nearest1d.vec": _MOVE,
+    "aten.upsample_nearest2d.vec": _MOVE,
+    "aten.pixel_shuffle.default": _MOVE,
     "aten.flatten.using_ints": _MOVE,
     "aten.view.default": _MOVE,
+    "aten._unsafe_view.default": _MOVE,
     "aten.reshape.default": _MOVE,
     "aten.permute.default": _MOVE,
     "aten.transpose.int": _MOVE,
     "aten.squeeze.dims": _MOVE,
     "aten.squeeze.dim": _MOVE,
     "aten.unsqueeze.default": _MOVE,
-    "aten.dropout.default": _MOVE,
+    "aten.expand.default": _MOVE,
+    "aten.repeat.default": _MOVE,
+    "aten.slice.Tensor": _MOVE,
+    "aten.select.int": _MOVE,
+    "aten.flip.default": _MOVE,
+    "aten.roll.default": _MOVE,
     "aten.pad.default": _MOVE,
     "aten.cat.default": _MOVE,
+    "aten.stack.default": _MOVE,
 }

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantizer import (
+    FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
     QuantizationSpec,
     Quantizer,
@@ -40,6 +41,9 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         self.scheme = scheme
         self.activation = self._activation(ActivationObserver)
         self.mixture = self._activation(ActivationObserver.with_args(widened=UNTIED))
+        self.table = self._activation(ActivationObserver, symmetric=True)  # runtimes look up nothing else
+        self.grids: dict[Node, Any] = {}
+        """Values whose grid is not that of a plain activation, or that keep that of another."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
@@ -52,32 +56,56 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
 
     def _annotate(self, node: Node, operator: Operator) -> None:
         inputs = _activations(node, operator)
-        specs: dict[Node, Any] = dict.fromkeys(inputs, self.activation)
-        if operator.role is Role.WEIGHTED:
-            specs[cast("Node", node.args[operator.weight])] = self._weight(operator.weight_axis)
+        specs: dict[Node, Any] = {source: self.grids.get(source, self.activation) for source in inputs}
+        output: Any = self.mixture if operator.role is Role.COMPUTES else self.activation
         joined = operator.role is Role.ACTIVATES and joins_producer(node)
-        computing = OPERATORS[str(cast("Node", node.args[0]).target)] if joined else operator
-        output = self.mixture if computing.role is Role.COMPUTES else self.activation
-        if operator.role is Role.MOVES:
-            first = (inputs[0], node)
-            specs |= {source: SharedQuantizationSpec(first) for source in inputs[1:]}
-            output = SharedQuantizationSpec(first)
-        if joined:
+        if operator.bounds is not None and not self.scheme.symmetric_activations:
+            output = self.grids[node] = self._bounded(*operator.bounds)
+        elif operator.role is Role.WEIGHTED:
+            specs[cast("Node", node.args[operator.weight])] = self._weight(operator.weight_axis)
+        elif operator.role is Role.LOOKS_UP:
+            table = cast("Node", node.args[operator.weight])
+            specs[table], output = self.table, SharedQuantizationSpec((table, node))
+            self.grids[node] = self.table
+        elif operator.role is Role.MOVES:
+            first, *others = inputs
+            grid = specs[first]
+            if any(specs[other] != grid for other in others):
+                grid = self.activation  # of a bounded value and another, say: both are put on a grid of their own
+            self.grids[node] = grid
+            specs = {first: grid} | dict.fromkeys(others, SharedQuantizationSpec((first, node)))
+            output = SharedQuantizationSpec((first, node))
+        elif joined:
             specs = {}  # the producer's kernel applies it: no grid between the two
+            if OPERATORS[str(cast("Node", node.args[0]).target)].role is Role.COMPUTES:
+                output = self.mixture
         if joined_activation(node) is not None:
             output = None
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             input_qspec_map=specs, output_qspec=output, _annotated=True
         )
 
-    def _activation(self, observer: Any) -> QuantizationSpec:
-        symmetric = self.scheme.symmetric_activations
+    def _activation(self, observer: Any, symmetric: bool = False) -> QuantizationSpec:
+        symmetric = symmetric or self.scheme.symmetric_activations
         return QuantizationSpec(
             dtype=torch.int8,
             observer_or_fake_quant_ctr=observer,
             quant_min=self.scheme.activation_min,
             quant_max=self.scheme.activation_max,
             qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
+        )
+
+    def _bounded(self, low: float, high: float) -> FixedQParamsQuantizationSpec:
+        """The grid of [low, high) that LiteRT's kernels insist on, zero on a code of it."""
+        num_codes = self.scheme.activation_max - self.scheme.activation_min + 1
+        scale = (high - low) / num_codes
+        return FixedQParamsQuantizationSpec(
+            dtype=torch.int8,
+            scale=scale,
+            zero_point=min(self.scheme.activation_min - round(low / scale), self.scheme.activation_max),
+            quant_min=self.scheme.activation_min,
+            quant_max=self.scheme.activation_max,
+            qscheme=torch.per_tensor_affine,
         )
 
     def _weight(self, axis: int) -> QuantizationSpec:

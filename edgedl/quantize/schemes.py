@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,10 @@ class Scheme:
     """
 
     name: str
+    """Of the static grid: runtimes that share it share one graph."""
     symmetric_activations: bool
+    runtime: str = ""
+    """Whose kernels are imitated where runtimes compute differently on the same grid."""
 
     activation_min: int = -128
     """Also on a symmetric grid, whose scale is that of 127: runtimes saturate at the type's lowest code."""
@@ -26,6 +29,9 @@ class Scheme:
 
 AFFINE = Scheme(name="affine", symmetric_activations=False)
 """LiteRT and onnxruntime: asymmetric activations, one bit more precise after a ReLU."""
+
+LITERT = replace(AFFINE, runtime="litert")
+ONNXRUNTIME = replace(AFFINE, runtime="onnxruntime")
 
 SYMMETRIC = Scheme(name="symmetric", symmetric_activations=True)
 """TensorRT: its parser refuses a zero point other than 0."""

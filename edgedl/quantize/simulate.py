@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +16,11 @@ from edgedl import progress, stats
 from edgedl.core import Activation, Split, Task
 from edgedl.measure import Scored, evaluate
 from edgedl.quantize.calibrators import CALIBRATORS
+from edgedl.quantize.folding import attribute, constant, fold_batch_norms
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.operators import OPERATORS, Role
 from edgedl.quantize.quantizer import ActivationObserver, TableQuantizer
+from edgedl.quantize.rewrite import rewrite
 from edgedl.quantize.schemes import Scheme
 from edgedl.torch_session import BATCH_SIZE, TorchSession
 
@@ -54,7 +56,7 @@ class Simulation:
 
     def session(self) -> TorchSession:
         """The simulated network, named arrays in and out."""
-        return TorchSession(lambda *inputs: IntegerInterpreter(self.graph).run(*inputs), self.task)
+        return TorchSession(lambda *inputs: IntegerInterpreter(self.graph, self.scheme.runtime).run(*inputs), self.task)
 
     def output_scales(self) -> dict[str, float]:
         """The int8 step of each output, by name; outputs that are not quantized are missing."""
@@ -87,9 +89,14 @@ class Quantization:
 
     def simulated(self, scheme: Scheme) -> Simulation:
         """Raises `UnsupportedOperator` for an operator that is not in the table."""
-        if scheme.name not in self.simulations:
-            self.simulations[scheme.name] = simulate(self.net, self.task, scheme, self.calibrator)
-        return self.simulations[scheme.name]
+        key = scheme.runtime or scheme.name
+        if key not in self.simulations:
+            twin = next((found for found in self.simulations.values() if found.scheme.name == scheme.name), None)
+            if twin is None:
+                self.simulations[key] = simulate(self.net, self.task, scheme, self.calibrator)
+            else:  # the same grids, run by other kernels
+                self.simulations[key] = replace(twin, scheme=scheme, _evaluated={})
+        return self.simulations[key]
 
 
 def simulate(net: torch.nn.Module, task: Task, scheme: Scheme, calibrator: str = "auto") -> Simulation:
@@ -98,7 +105,9 @@ def simulate(net: torch.nn.Module, task: Task, scheme: Scheme, calibrator: str =
     The best is the one with the highest validation score, among equals the one whose outputs have
     the highest signal-to-noise ratio against the float network's.
     """
-    prepared = prepare_pt2e(export_graph(net, task), TableQuantizer(scheme))
+    graph = export_graph(net, task)
+    fold_batch_norms(graph)
+    prepared = prepare_pt2e(graph, TableQuantizer(scheme))
     num_samples = len(next(iter(task.arrays("calibration").values())))
     with progress.stage(f"calibrate ({scheme.name})", num_samples) as step, torch.no_grad():
         for batch in task.batches("calibration", BATCH_SIZE):
@@ -128,12 +137,12 @@ def export_graph(net: torch.nn.Module, task: Task) -> GraphModule:
     dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in example:
         dynamic[tensor] = {0: torch.export.Dim.DYNAMIC}
-    return torch.export.export(net, example, dynamic_shapes=dynamic).module()  # type: ignore[arg-type]
+    return rewrite(torch.export.export(net, example, dynamic_shapes=dynamic))  # type: ignore[arg-type]
 
 
-def activations(graph: GraphModule, inputs: Sequence[np.ndarray]) -> list[Activation]:
+def activations(graph: GraphModule, inputs: Sequence[np.ndarray], runtime: str = "") -> list[Activation]:
     """Values of a graph on one batch, in execution order: the quantized ones, or all if none is quantized."""
-    recorder = IntegerInterpreter(graph, record=True)
+    recorder = IntegerInterpreter(graph, runtime, record=True)
     with torch.no_grad():
         recorder.run(*(torch.from_numpy(np.ascontiguousarray(values)) for values in inputs))
     return recorder.quantized or recorder.computed
@@ -187,14 +196,11 @@ def _round_biases(graph: GraphModule) -> None:
             continue
         assert source.target == DEQUANTIZE
         assert weight.target == DEQUANTIZE_WEIGHT
-        grid = torch.tensor(source.args[1]) * _attribute(graph, weight.args[1].target)
-        value = _attribute(graph, bias.target)
-        with torch.no_grad():
-            value.copy_(torch.round(value / grid) * grid)
-
-
-def _attribute(graph: GraphModule, path: str) -> torch.Tensor:
-    value: Any = graph
-    for name in path.split("."):
-        value = getattr(value, name)
-    return cast("torch.Tensor", value)
+        grid = torch.tensor(source.args[1]) * attribute(graph, weight.args[1].target)
+        rounded = torch.round(attribute(graph, bias.target).detach() / grid) * grid
+        # A constant of its own: the same bias may lie on another grid elsewhere.
+        with graph.graph.inserting_before(node):
+            own = constant(graph, f"{node.name}_bias_rounded", rounded)
+        node.replace_input_with(bias, own)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()

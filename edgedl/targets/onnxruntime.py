@@ -23,12 +23,14 @@ from edgedl.core import (
     Task,
     TensorSpec,
 )
-from edgedl.quantize.schemes import AFFINE, Scheme
+from edgedl.quantize.schemes import ONNXRUNTIME, Scheme
 
 if TYPE_CHECKING:
     import onnx
 
 NUM_PROFILED_RUNS = 100
+WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,)}
+"""Where operators take weights, whose int8 kernels want them signed."""
 
 
 class OnnxRuntime(Target):
@@ -37,7 +39,7 @@ class OnnxRuntime(Target):
     use: str = "onnxruntime"
     threads: PositiveInt = 1
 
-    scheme: ClassVar[Scheme] = AFFINE
+    scheme: ClassVar[Scheme] = ONNXRUNTIME
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -140,22 +142,24 @@ def use_unsigned_activations(model: onnx.ModelProto) -> None:
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    codes = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    made = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    weights = {node.input[position] for node in model.graph.node for position in WEIGHTS.get(node.op_type, ())}
     raised: dict[str, str] = {}
+
+    def unsigned(name: str) -> str:
+        if name not in raised:
+            values = numpy_helper.to_array(constants[name]).astype(np.int16) + 128
+            raised[name] = f"{name}_unsigned"
+            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.uint8), name=raised[name]))
+        return raised[name]
+
     for node in model.graph.node:
-        is_activation = node.op_type == "QuantizeLinear" or (
-            node.op_type == "DequantizeLinear" and node.input[0] in codes
-        )
-        if not is_activation:
-            continue
-        signed = node.input[2]
-        if signed not in raised:
-            zero_point = numpy_helper.to_array(constants[signed]).astype(np.int16) + 128
-            raised[signed] = f"{signed}_unsigned"
-            model.graph.initializer.append(
-                numpy_helper.from_array(zero_point.astype(np.uint8), name=raised[signed])
-            )
-        node.input[2] = raised[signed]
+        if node.op_type == "QuantizeLinear":
+            node.input[2] = unsigned(node.input[2])
+        elif node.op_type == "DequantizeLinear" and node.input[0] in made:
+            node.input[2] = unsigned(node.input[2])
+        elif node.op_type == "DequantizeLinear" and node.output[0] not in weights:  # a constant among activations
+            node.input[0], node.input[2] = unsigned(node.input[0]), unsigned(node.input[2])
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
 from edgedl.litert import LiteRTSession
-from edgedl.quantize.schemes import AFFINE, Scheme
+from edgedl.quantize.schemes import LITERT, Scheme
 
 
 class TFLite(Target):
@@ -20,7 +20,7 @@ class TFLite(Target):
     use: str = "tflite"
     threads: PositiveInt = 1
 
-    scheme: ClassVar[Scheme] = AFFINE
+    scheme: ClassVar[Scheme] = LITERT
     suffixes: ClassVar[tuple[str, ...]] = (".tflite",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "litert_torch", "ai_edge_litert"),

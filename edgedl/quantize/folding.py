@@ -1,0 +1,173 @@
+"""Batch norms of an exported graph, multiplied into the convolution or dense layer before them.
+
+Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+CVPR 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgedl.quantize.operators import OPERATORS, Role
+
+Tensors: TypeAlias = Callable[[str], torch.Tensor]
+"""A parameter or buffer by its name."""
+
+BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A batch norm that a weighted operator has taken in; all tensors by their attribute's name.
+
+    `weight` and `bias` are what the operator has in the graph now, the others are what they are made of.
+    """
+
+    operator: str
+    """The name of the operator's node."""
+    weight: str
+    bias: str
+    own_weight: str
+    own_bias: str | None
+    scale: str | None
+    shift: str | None
+    mean: str
+    variance: str
+    epsilon: float
+    momentum: float
+    axis: int
+    """The output-channel dimension of the weight."""
+
+    def factor(self, tensor: Tensors) -> torch.Tensor:
+        """What each output channel is multiplied by, (C,)."""
+        inverse = (tensor(self.variance) + self.epsilon).rsqrt()
+        return inverse if self.scale is None else inverse * tensor(self.scale)
+
+    def folded_weight(self, tensor: Tensors, factor: torch.Tensor) -> torch.Tensor:
+        """In the shape of the operator's own."""
+        weight = tensor(self.own_weight)
+        # A transposed convolution's weight is (in, out / groups, ...), group after group along the inputs.
+        groups = len(factor) // weight.shape[self.axis]
+        shape = [1] * weight.ndim
+        shape[self.axis] = -1
+        if groups == 1:
+            return weight * factor.reshape(shape)
+        parts = zip(weight.chunk(groups), factor.chunk(groups), strict=True)
+        return torch.cat([part * each.reshape(shape) for part, each in parts])
+
+    def folded_bias(self, tensor: Tensors, factor: torch.Tensor) -> torch.Tensor:
+        """(C,)."""
+        own = -tensor(self.mean) if self.own_bias is None else tensor(self.own_bias) - tensor(self.mean)
+        return own * factor if self.shift is None else own * factor + tensor(self.shift)
+
+
+def fold_batch_norms(graph: GraphModule) -> list[Fold]:
+    """Folds every batch norm behind a weighted operator whose result nothing else needs, in place.
+
+    One that stands elsewhere becomes a 1x1 depthwise convolution, or a product and a sum behind a dense layer.
+    """
+    folds = []
+    for norm in list(graph.graph.nodes):
+        if norm.target == BATCH_NORM:
+            fold = _fold(graph, norm)
+            if fold is not None:
+                folds.append(fold)
+            else:
+                _stand_alone(graph, norm)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return folds
+
+
+def _fold(graph: GraphModule, norm: Node) -> Fold | None:
+    weighted, scale, shift, mean, variance, training, momentum, epsilon = cast("tuple[Any, ...]", norm.args[:8])
+    operator = OPERATORS.get(str(weighted.target))
+    if operator is None or operator.role is not Role.WEIGHTED or len(weighted.users) > 1 or training:
+        return None
+    # A batch norm works on dimension 1, a dense layer on the last one.
+    if str(weighted.target).startswith("aten.linear") and weighted.meta["val"].ndim != 2:
+        return None
+    weight = weighted.args[operator.weight]
+    bias = weighted.args[operator.bias] if len(weighted.args) > operator.bias else None
+    sources = (weight, bias, scale, shift, mean, variance)
+    if any(source is not None and source.op != "get_attr" for source in sources):
+        return None
+    # Names of its own: the same weight may stand before two batch norms.
+    fold = Fold(
+        operator=weighted.name,
+        weight=f"{weighted.name}_folded_weight",
+        bias=f"{weighted.name}_folded_bias",
+        own_weight=weight.target,
+        own_bias=bias and bias.target,
+        scale=scale and scale.target,
+        shift=shift and shift.target,
+        mean=mean.target,
+        variance=variance.target,
+        epsilon=epsilon,
+        momentum=momentum,
+        axis=operator.weight_axis,
+    )
+
+    def tensor(name: str) -> torch.Tensor:
+        return attribute(graph, name).detach()
+
+    factor = fold.factor(tensor)
+    values = fold.folded_weight(tensor, factor), fold.folded_bias(tensor, factor)
+    made = []
+    with graph.graph.inserting_before(weighted):
+        for name, value, like in zip((fold.weight, fold.bias), values, (weight, mean), strict=True):
+            graph.register_parameter(name, torch.nn.Parameter(value))
+            made.append(graph.graph.get_attr(name))
+            made[-1].meta["val"] = like.meta["val"]
+    args = list(weighted.args)
+    args[operator.weight] = made[0]
+    args[operator.bias : operator.bias + 1] = [made[1]]
+    weighted.args = tuple(args)
+    norm.replace_all_uses_with(weighted)
+    graph.graph.erase_node(norm)
+    return fold
+
+
+def _stand_alone(graph: GraphModule, norm: Node) -> None:
+    source, scale, shift, mean, variance, _, _, epsilon = cast("tuple[Any, ...]", norm.args[:8])
+    given = [None if node is None else attribute(graph, node.target).detach() for node in (scale, shift, mean, variance)]
+    factor = (given[3] + epsilon).rsqrt() * (1 if given[0] is None else given[0])
+    offset = (0 if given[1] is None else given[1]) - given[2] * factor
+    spatial = source.meta["val"].ndim - 2
+    with graph.graph.inserting_before(norm):
+        if spatial in (1, 2):
+            weight = constant(graph, f"{norm.name}_weight", factor.reshape(-1, 1, *[1] * spatial))
+            bias = constant(graph, f"{norm.name}_bias", offset)
+            convolution = torch.ops.aten.conv1d.default if spatial == 1 else torch.ops.aten.conv2d.default
+            args = (source, weight, bias, [1] * spatial, [0] * spatial, [1] * spatial, len(factor))
+            made = graph.graph.call_function(convolution, args)
+        else:
+            args = (source, constant(graph, f"{norm.name}_factor", factor))
+            scaled = graph.graph.call_function(torch.ops.aten.mul.Tensor, args)
+            scaled.meta = dict(norm.meta)
+            args = (scaled, constant(graph, f"{norm.name}_offset", offset))
+            made = graph.graph.call_function(torch.ops.aten.add.Tensor, args)
+    made.meta = dict(norm.meta)
+    norm.replace_all_uses_with(made)
+    graph.graph.erase_node(norm)
+
+
+def constant(graph: GraphModule, name: str, value: torch.Tensor) -> Node:
+    """A node for a new constant of the graph; the insertion point is the caller's."""
+    graph.register_buffer(name, value)
+    node = graph.graph.get_attr(name)
+    node.meta["val"] = value
+    return node
+
+
+def attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
+    """The parameter or buffer of a dotted name."""
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return cast("torch.Tensor", value)

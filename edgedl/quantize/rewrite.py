@@ -1,0 +1,215 @@
+"""Rewrites an exported network into the operators of the table, computing the same.
+
+Composite operators are opened into what int8 kernels exist for, and numbers become constants that can have a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from edgedl.quantize.folding import attribute, constant
+
+aten = torch.ops.aten
+
+
+def rewrite(program: ExportedProgram) -> GraphModule:
+    """The graph of `program` in operators of the table as far as they are known here; the others stay as they are."""
+    graph = cast("GraphModule", program.run_decompositions(cast("Any", DECOMPOSITIONS)).module())
+    _drop_clones(graph)
+    _fold_constants(graph)
+    _restore_batch_norms(graph)
+    _lift_numbers(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Scaled dot-product attention as two products and a softmax, each with a grid of its own."""
+    if enable_gqa:
+        return NotImplemented
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = torch.matmul(query, key.transpose(-2, -1)) * scale
+    if is_causal or attn_mask is not None:
+        size = (query.shape[-2], key.shape[-2])
+        allowed = torch.ones(size, dtype=torch.bool).tril() if attn_mask is None else attn_mask
+        # As far below the scores as makes no difference to the softmax, and no further: a grid has to span it.
+        scores = scores + (allowed if allowed.is_floating_point() else torch.where(allowed, 0.0, MASKED))
+    return torch.matmul(torch.softmax(scores, -1), value)
+
+
+MASKED = -16.0
+"""What a masked score is lowered by: e^-16 is a ten-millionth, and int8 has no code for minus infinity."""
+
+
+def _silu(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _split(x: torch.Tensor, size: int, dim: int = 0) -> list[torch.Tensor]:
+    whole = x.shape[dim]
+    return [x.narrow(dim, start, min(size, whole - start)) for start in range(0, whole, size)]
+
+
+def _split_with_sizes(x: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> list[torch.Tensor]:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [x.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _unbind(x: torch.Tensor, dim: int = 0) -> list[torch.Tensor]:
+    return [x.select(dim, index) for index in range(x.shape[dim])]
+
+
+def _average_pool(
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> torch.Tensor:
+    """A depthwise convolution with equal weights: pooling kernels must keep their input's scale, and round twice."""
+    pads = any(padding)
+    if ceil_mode or (pads and not count_include_pad) or divisor_override:
+        return NotImplemented
+    height, width = kernel if len(kernel) == 2 else (kernel[0], kernel[0])
+    channels = x.shape[1]
+    weight = torch.full((channels, 1, height, width), 1 / (height * width), dtype=x.dtype)
+    strides = list(stride) or [height, width]
+    return torch.conv2d(x, weight, None, strides, [padding[0], padding[-1]], [1, 1], channels)
+
+
+def _bilinear(
+    x: torch.Tensor, size: Sequence[int] | None, align_corners: bool, scales: Sequence[float] | None
+) -> torch.Tensor:
+    """Doubling as a depthwise convolution over repeated pixels; other factors stay as they are.
+
+    Resizing kernels must keep their input's scale, where the means of two codes are ties.
+    """
+    height, width = x.shape[-2:]
+    target = [int(side * scale) for side, scale in zip((height, width), scales, strict=True)] if scales else size
+    if align_corners or list(target or ()) != [2 * height, 2 * width]:
+        return NotImplemented
+    doubled = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    for dim in (2, 3):
+        last = 2 * x.shape[dim] - 1
+        doubled = torch.cat([doubled.narrow(dim, 0, 1), doubled, doubled.narrow(dim, last, 1)], dim)
+    line = torch.full((3,), 0.25, dtype=x.dtype) * (1 + (torch.arange(3) == 1))
+    weight = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+    return torch.conv2d(doubled, weight, None, [1, 1], [0, 0], [1, 1], x.shape[1])
+
+
+def _pool_to_one(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    return x.mean(-1, keepdim=True) if list(size) == [1] else NotImplemented
+
+
+def _instance_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    variance: torch.Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> torch.Tensor:
+    return torch.nn.functional.group_norm(x, x.shape[1], weight, bias, eps) if use_input_stats else NotImplemented
+
+
+def _reversed_difference(x: torch.Tensor, number: float, alpha: float = 1) -> torch.Tensor:
+    return torch.sub(torch.full((), number, dtype=x.dtype), x, alpha=alpha)
+
+
+DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.silu.default: _silu,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split_with_sizes,
+    aten.unbind.int: _unbind,
+    aten.avg_pool2d.default: _average_pool,
+    aten.upsample_bilinear2d.vec: _bilinear,
+    aten.adaptive_avg_pool1d.default: _pool_to_one,
+    aten.instance_norm.default: _instance_norm,
+    aten.rsub.Scalar: _reversed_difference,
+}
+
+NORM = "aten._native_batch_norm_legit_no_training.default"
+BINARY = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
+
+
+def _drop_clones(graph: GraphModule) -> None:
+    """Removes copies, among them dropouts; what they made contiguous is not any more, hence no views."""
+    for node in list(graph.graph.nodes):
+        if str(node.target) == "aten.clone.default":
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        elif str(node.target) in ("aten.view.default", "aten._unsafe_view.default"):
+            node.target = aten.reshape.default
+
+
+def _fold_constants(graph: GraphModule) -> None:
+    """Computes what depends on no input: masks, and the weights of a pooling."""
+    fixed: set[Node] = set()
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            fixed.add(node)
+        elif node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor):
+            if not all(source in fixed for source in node.all_input_nodes):
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: attribute(graph, source.target))
+            with torch.no_grad(), graph.graph.inserting_before(node):
+                made = constant(graph, f"{node.name}_folded", node.target(*args, **kwargs).detach().clone())
+            node.replace_all_uses_with(made)
+            graph.graph.erase_node(node)
+            fixed.add(made)
+
+
+def _restore_batch_norms(graph: GraphModule) -> None:
+    """Makes one node again of what functionalization made of a batch norm."""
+    for node in list(graph.graph.nodes):
+        if str(node.target) == NORM:
+            (result,) = node.users  # the statistics beside it are asked for in training only
+            momentum, epsilon = node.args[5:7]
+            with graph.graph.inserting_before(node):
+                made = graph.graph.call_function(
+                    aten.batch_norm.default, (*node.args[:5], False, momentum, epsilon, False)
+                )
+            made.meta = dict(result.meta)
+            result.replace_all_uses_with(made)
+            graph.graph.erase_node(result)
+            graph.graph.erase_node(node)
+
+
+def _lift_numbers(graph: GraphModule) -> None:
+    """Makes constants of the numbers in sums and products, and products of divisions by constants."""
+    for node in list(graph.graph.nodes):
+        if str(node.target) not in BINARY or "val" not in node.meta or not node.meta["val"].is_floating_point():
+            continue
+        left, right = node.args[:2]
+        if not isinstance(right, int | float):
+            continue
+        number = float(right) * float(node.kwargs.get("alpha", 1))
+        if str(node.target) == "aten.div.Tensor":
+            node.target, number = aten.mul.Tensor, 1 / number
+        elif str(node.target) == "aten.sub.Tensor":
+            node.target, number = aten.add.Tensor, -number
+        with graph.graph.inserting_before(node):
+            node.args = (left, constant(graph, f"{node.name}_number", torch.tensor(number)))
+        node.kwargs = {}
