@@ -135,7 +135,9 @@ def _fold(graph: GraphModule, norm: Node) -> Fold | None:
 
 def _stand_alone(graph: GraphModule, norm: Node) -> None:
     source, scale, shift, mean, variance, _, _, epsilon = cast("tuple[Any, ...]", norm.args[:8])
-    given = [None if node is None else attribute(graph, node.target).detach() for node in (scale, shift, mean, variance)]
+    given = [
+        None if node is None else attribute(graph, node.target).detach() for node in (scale, shift, mean, variance)
+    ]
     factor = (given[3] + epsilon).rsqrt() * (1 if given[0] is None else given[0])
     offset = (0 if given[1] is None else given[1]) - given[2] * factor
     spatial = source.meta["val"].ndim - 2
@@ -144,7 +146,7 @@ def _stand_alone(graph: GraphModule, norm: Node) -> None:
             weight = constant(graph, f"{norm.name}_weight", factor.reshape(-1, 1, *[1] * spatial))
             bias = constant(graph, f"{norm.name}_bias", offset)
             convolution = torch.ops.aten.conv1d.default if spatial == 1 else torch.ops.aten.conv2d.default
-            args = (source, weight, bias, [1] * spatial, [0] * spatial, [1] * spatial, len(factor))
+            args: tuple[Any, ...] = (source, weight, bias, [1] * spatial, [0] * spatial, [1] * spatial, len(factor))
             made = graph.graph.call_function(convolution, args)
         else:
             args = (source, constant(graph, f"{norm.name}_factor", factor))

@@ -46,7 +46,7 @@ def _multiplied(node: Node, values: list[torch.Tensor], scales: list[np.float32]
     a batch, which rounds them away from zero.
     """
     mantissa, exponent = np.frexp(np.float64(scales[0]) * np.float64(scales[1]) / np.float64(scale))
-    sums = cast("Any", node.target)(*values)
+    sums: torch.Tensor = cast("Any", node.target)(*values)
     if exponent > 0:
         return torch.round(sums * float(np.ldexp(mantissa, exponent)))
     rounded = torch.round(sums * float(mantissa)) * 2.0 ** float(exponent)
@@ -57,11 +57,16 @@ def _multiplied(node: Node, values: list[torch.Tensor], scales: list[np.float32]
 
 def _leaky(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
     """XNNPACK's leaky ReLU: a multiplier of 8 fractional bits for each side of zero, ties upwards."""
-    slope = np.float32(node.args[1] if len(node.args) > 1 else 0.01)
+    slope = np.float32(cast("float", node.args[1]) if len(node.args) > 1 else 0.01)
     ratio = scales[0] / scale
     above, below = float(np.rint(256 * ratio)), float(np.rint(256 * ratio * slope))
     scaled = torch.where(values[0] > 0, values[0] * above, values[0] * below)
     return torch.floor(scaled / 256 + 0.5)
+
+
+def _converted(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+    """XNNPACK's conversion from one grid to another: a multiplier of 8 fractional bits, ties upwards."""
+    return torch.floor(values[0] * float(np.rint(256 * (scales[0] / scale))) / 256 + 0.5)
 
 
 LITERT_KERNELS = {
@@ -70,6 +75,7 @@ LITERT_KERNELS = {
     "aten.matmul.default": _multiplied,
     "aten.bmm.default": _multiplied,
     LEAKY_RELU: _leaky,
+    str(DEQUANTIZE): _converted,
 }
 """What LiteRT computes in fixed point with a rounding of its own, by XNNPACK's and LiteRT's source."""
 
@@ -103,15 +109,14 @@ class IntegerInterpreter(Interpreter):
         if operator is not None and operator.role is Role.ACTIVATES:
             activation, weighted = weighted, cast("Node", weighted.args[0])
             operator = OPERATORS.get(str(weighted.target))
-        if operator is None:
-            return None
         scale, zero_point, low, high = cast("tuple[float, int, int, int]", node.args[1:5])
-        codes = self._litert_codes(weighted, scale) if self.runtime == "litert" else None
+        alone = activation is not None and weighted.target == DEQUANTIZE
+        codes = self._litert_codes(weighted, scale) if self.runtime == "litert" and not alone else None
         if codes is None:
             found = None
-            if operator.role is Role.WEIGHTED:
+            if operator is not None and operator.role is Role.WEIGHTED:
                 found = self._sums(weighted, operator)
-            elif operator.role is Role.MULTIPLIES:
+            elif operator is not None and operator.role is Role.MULTIPLIES:
                 found = self._products(weighted)
             if found is None:
                 return None
@@ -127,9 +132,12 @@ class IntegerInterpreter(Interpreter):
     def _litert_codes(self, node: Node, scale: float) -> torch.Tensor | None:
         """Codes, less the zero point, of the kernels that don't round as all others do; None for those that do."""
         kind = str(node.target)
-        sources = [source for source in node.args[:2] if isinstance(source, Node) and source.target == DEQUANTIZE]
-        if kind in LITERT_KERNELS and len(sources) == (1 if kind == LEAKY_RELU else 2):
-            values = [self.env[source.args[0]].double() - cast("int", source.args[2]) for source in sources]
+        arguments = [node] if node.target == DEQUANTIZE else node.args[:2]
+        sources = [source for source in arguments if isinstance(source, Node) and source.target == DEQUANTIZE]
+        if kind in LITERT_KERNELS and len(sources) == (1 if kind in (LEAKY_RELU, str(DEQUANTIZE)) else 2):
+            values = [
+                self.env[cast("Node", source.args[0])].double() - cast("int", source.args[2]) for source in sources
+            ]
             scales = [np.float32(cast("float", source.args[1])) for source in sources]
             return LITERT_KERNELS[kind](node, values, scales, np.float32(scale))
         return None

@@ -51,7 +51,6 @@ _ACTIVATION = Operator(Role.ACTIVATES)
 OPERATORS: dict[str, Operator] = {
     # Weighted. A convolution's grouping, stride, padding and dilation don't matter to its grid.
     "aten.conv1d.default": _CONVOLUTION,
-    "aten.conv1d.padding": _CONVOLUTION,
     "aten.conv2d.default": _CONVOLUTION,
     "aten.conv2d.padding": _CONVOLUTION,
     "aten.conv_transpose1d.default": Operator(Role.WEIGHTED, weight_axis=1),
@@ -96,9 +95,6 @@ OPERATORS: dict[str, Operator] = {
     "aten.upsample_nearest1d.vec": _MOVE,
     "aten.upsample_nearest2d.vec": _MOVE,
     "aten.pixel_shuffle.default": _MOVE,
-    "aten.flatten.using_ints": _MOVE,
-    "aten.view.default": _MOVE,
-    "aten._unsafe_view.default": _MOVE,
     "aten.reshape.default": _MOVE,
     "aten.permute.default": _MOVE,
     "aten.transpose.int": _MOVE,

@@ -39,7 +39,7 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> torch.Tensor:
+) -> Any:
     """Scaled dot-product attention as two products and a softmax, each with a grid of its own."""
     if enable_gqa:
         return NotImplemented
@@ -83,7 +83,7 @@ def _average_pool(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> torch.Tensor:
+) -> Any:
     """A depthwise convolution with equal weights: pooling kernels must keep their input's scale, and round twice."""
     pads = any(padding)
     if ceil_mode or (pads and not count_include_pad) or divisor_override:
@@ -95,9 +95,23 @@ def _average_pool(
     return torch.conv2d(x, weight, None, strides, [padding[0], padding[-1]], [1, 1], channels)
 
 
-def _bilinear(
-    x: torch.Tensor, size: Sequence[int] | None, align_corners: bool, scales: Sequence[float] | None
+def _padded_conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: str = "valid",
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
 ) -> torch.Tensor:
+    """With numbers for the words "same" and "valid", which litert-torch does not take for sequences."""
+    total = dilation[0] * (weight.shape[-1] - 1) if padding == "same" else 0
+    if total % 2:
+        x = torch.nn.functional.pad(x, (total // 2, total - total // 2))
+    return torch.conv1d(x, weight, bias, list(stride), [0 if total % 2 else total // 2], list(dilation), groups)
+
+
+def _bilinear(x: torch.Tensor, size: Sequence[int] | None, align_corners: bool, scales: Sequence[float] | None) -> Any:
     """Doubling as a depthwise convolution over repeated pixels; other factors stay as they are.
 
     Resizing kernels must keep their input's scale, where the means of two codes are ties.
@@ -143,6 +157,7 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split_with_sizes,
     aten.unbind.int: _unbind,
+    aten.conv1d.padding: _padded_conv1d,
     aten.avg_pool2d.default: _average_pool,
     aten.upsample_bilinear2d.vec: _bilinear,
     aten.adaptive_avg_pool1d.default: _pool_to_one,
@@ -173,7 +188,9 @@ def _fold_constants(graph: GraphModule) -> None:
         elif node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor):
             if not all(source in fixed for source in node.all_input_nodes):
                 continue
-            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: attribute(graph, source.target))
+            args, kwargs = torch.fx.node.map_arg(
+                (node.args, node.kwargs), lambda source: attribute(graph, str(source.target))
+            )
             with torch.no_grad(), graph.graph.inserting_before(node):
                 made = constant(graph, f"{node.name}_folded", node.target(*args, **kwargs).detach().clone())
             node.replace_all_uses_with(made)

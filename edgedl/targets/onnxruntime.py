@@ -154,9 +154,7 @@ def use_unsigned_activations(model: onnx.ModelProto) -> None:
         return raised[name]
 
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear":
-            node.input[2] = unsigned(node.input[2])
-        elif node.op_type == "DequantizeLinear" and node.input[0] in made:
+        if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] in made):
             node.input[2] = unsigned(node.input[2])
         elif node.op_type == "DequantizeLinear" and node.output[0] not in weights:  # a constant among activations
             node.input[0], node.input[2] = unsigned(node.input[0]), unsigned(node.input[2])
