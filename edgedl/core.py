@@ -170,6 +170,10 @@ class Step(Part):
     """False for a step that only makes the float reference."""
     learns: ClassVar[bool] = True
     """False for a step that leaves the weights alone and costs nothing to apply again."""
+    sparsifies: ClassVar[bool] = False
+    """True for a step that sets weights to zero for good: those after it have to keep them (`Model.sparse`)."""
+    cuts: ClassVar[bool] = False
+    """True for a step that removes channels, and with them the pattern of zeros that a sparse network has."""
 
     def apply(self, model: Model, task: Task) -> Model:
         """A new model; the given one is left as it was."""
@@ -192,6 +196,8 @@ class Model:
     teacher: torch.nn.Module | None = None
     """The float network as the last step that does not compress left it."""
     quantization: Quantization | None = None
+    sparse: bool = False
+    """Whether the weights that are zero have to stay so."""
     lineage: tuple[StepRecord, ...] = ()
 
     @property
@@ -205,7 +211,8 @@ class Model:
     def after(self, step: Step, metrics: Mapping[str, Any], **changes: Any) -> Model:
         """This model with `changes`, and the step that made them on record."""
         record = StepRecord(step.model_dump(), metrics)
-        return replace(self, lineage=(*self.lineage, record), **changes)
+        sparse = self.sparse or step.sparsifies
+        return replace(self, lineage=(*self.lineage, record), sparse=sparse, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)

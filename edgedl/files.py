@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -36,6 +37,11 @@ def filled_folder(folder: Path) -> Iterator[Path]:
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def gzip_size(file: Path) -> int:
+    """Bytes of a file after `gzip -9`, which is about what it takes to send or to store it."""
+    return len(gzip.compress(file.read_bytes(), mtime=0))
 
 
 def sha256(file: Path) -> str:

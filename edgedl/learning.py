@@ -12,6 +12,8 @@ from edgedl.core import Step, Task
 if TYPE_CHECKING:
     import torch
 
+    from edgedl.sparsity import AfterStep
+
     Tensors = Mapping[str, torch.Tensor]
 
 
@@ -26,9 +28,18 @@ class LearningStep(Step):
     weight_decay: NonNegativeFloat = 0.0
 
     def fit(
-        self, net: torch.nn.Module, task: Task, loss: Callable[[Tensors, Tensors], torch.Tensor]
+        self,
+        net: torch.nn.Module,
+        task: Task,
+        loss: Callable[[Tensors, Tensors], torch.Tensor],
+        sparse: bool = False,
+        after_step: AfterStep | None = None,
+        choose_from: int = 1,
     ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
-        """A trained copy of `net`, and loss and validation score of each epoch. Raises `UsageError` if it diverges."""
+        """A trained copy of `net`, and loss and validation score of each epoch. Raises `UsageError` if it diverges.
+
+        `sparse` is the model's: weights that are zero stay zero.
+        """
         from edgedl import training
 
         return training.fit(
@@ -42,4 +53,7 @@ class LearningStep(Step):
             schedule=self.schedule,
             weight_decay=self.weight_decay,
             label=self.label,
+            sparse=sparse,
+            after_step=after_step,
+            choose_from=choose_from,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +52,16 @@ class Recipe(BaseModel):
         for earlier, later in pairwise(self.steps):
             if later.learns and not earlier.learns:
                 raise ValueError(f"step {later.label} changes weights and has to stand before {earlier.label}")
+        return self
+
+    @model_validator(mode="after")
+    def _cuts_before_it_sparsifies(self) -> Recipe:
+        for earlier, later in combinations(self.steps, 2):
+            if earlier.sparsifies and later.cuts:
+                raise ValueError(
+                    f"step {later.label} removes channels and has to stand before {earlier.label}, "
+                    "whose zeros it would tear apart"
+                )
         return self
 
 

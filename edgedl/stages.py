@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgedl import progress, training
+from edgedl import progress, sparsity, training
 from edgedl import run as runs
-from edgedl.core import Model, Split, Step, Task
+from edgedl.core import Model, Split, Step, Task, UsageError
 from edgedl.ladder import Rung, rung
 from edgedl.measure import Scored, evaluate
 from edgedl.recipe import Recipe
@@ -49,7 +49,8 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
         key = stage_key(recipe, index)
         kept = None if fresh or not step.learns else runs.find_weights(root, key)
         training.seed(recipe.seed + index + 1)
-        model = _reused(model, step, recipe, kept) if kept else step.apply(model, recipe.task)
+        before, model = model, _reused(model, step, recipe, kept) if kept else step.apply(model, recipe.task)
+        _check_zeros(before, model, step)
         run.save_step(index, model, key)
         if variants:
             variants[1] = _compressed(variants[1], model, step, recipe.task)
@@ -88,6 +89,15 @@ def _reused(model: Model, step: Step, recipe: Recipe, weights: Path) -> Model:
         advance(1, f"taken from {weights.parents[2]}")
     metrics = json.loads(weights.with_name("metrics.json").read_text())
     return model.after(step, metrics | {"reused": str(weights.parent)}, net=net.eval())
+
+
+def _check_zeros(before: Model, after: Model, step: Step) -> None:
+    """Raises `UsageError` if a step did not keep the zeros of a sparse network, as a step of one's own may not."""
+    if before.sparse and (lost := sparsity.num_lost(sparsity.zeros(before.net), after.net)):
+        raise UsageError(
+            f"step {step.label} undid the sparsity of the network: {lost} weights that were zero are not any more; "
+            "put it before the step that made the network sparse, or let it pass sparse = model.sparse on to fit"
+        )
 
 
 def _fingerprint(task: Task) -> str:

@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from edgedl import progress
+from edgedl import progress, sparsity
 from edgedl.core import Task, UsageError
 from edgedl.measure import evaluate
+from edgedl.sparsity import AfterStep
 from edgedl.torch_session import TorchSession, named_outputs
 
 Loss = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], torch.Tensor]
@@ -36,14 +37,21 @@ def fit(
     schedule: Literal["cosine", "constant"],
     weight_decay: float,
     label: str,
+    sparse: bool = False,
+    after_step: AfterStep | None = None,
+    choose_from: int = 1,
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
     """Trains a copy of `net` on the train split; returns it with its best weights, and each epoch's figures.
 
-    The best weights are those that validated best.
+    The best weights are those that validated best, of the epochs from `choose_from` on. Of a `sparse` network, weights
+    that are zero stay zero; `after_step` can change weights after every step, too.
 
     Raises `UsageError` if the loss stops being a number.
     """
     net = copy.deepcopy(net)
+    hooks = [sparsity.keep(sparsity.zeros(net))] if sparse else []
+    if after_step is not None:
+        hooks.append(after_step)
     data = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in task.arrays("train").items()}
     num_samples = len(next(iter(data.values())))
     steps_per_epoch = -(-num_samples // batch_size)
@@ -59,12 +67,15 @@ def fit(
         for epoch in range(1, epochs + 1):
             net.train()
             losses = []
-            for chosen in torch.split(torch.randperm(num_samples), batch_size):
+            for index, chosen in enumerate(torch.split(torch.randperm(num_samples), batch_size), start=1):
                 batch = {name: values[chosen] for name, values in data.items()}
                 rule.zero_grad()
                 value = loss(named_outputs(net(*(batch[name] for name in task.inputs)), task), batch)
                 value.backward()  # type: ignore[no-untyped-call]
                 rule.step()
+                with torch.no_grad():
+                    for hook in hooks:
+                        hook(net, epoch - 1 + index / steps_per_epoch)
                 if decay is not None:
                     decay.step()
                 losses.append(value.item())
@@ -75,7 +86,7 @@ def fit(
             history.append({"epoch": epoch, "loss": mean_loss, "score": score})
             advance(1, f"loss {mean_loss:.4f}  {task.metric.name} {score:.4f}")
             # Of equal scores the one with the smaller loss: it is the surer.
-            if (sign * score, -mean_loss) > best:
+            if epoch >= choose_from and (sign * score, -mean_loss) > best:
                 best, best_weights = (sign * score, -mean_loss), copy.deepcopy(net.state_dict())
     net.load_state_dict(best_weights)
     return net.eval(), history

@@ -127,8 +127,8 @@ def test_the_report_has_exactly_the_documented_keys(report):
     }  # fmt: skip
     assert report["metric"] == {"name": "accuracy", "unit": "fraction", "higher_is_better": True}
     assert set(report["rows"][0]) == {
-        "variant", "target", "precision", "device", "status", "reason", "file", "size_bytes", "sha256", "score",
-        "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "operators",
+        "variant", "target", "precision", "device", "status", "reason", "file", "size_bytes", "gzip_bytes", "sha256",
+        "score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "operators",
     }  # fmt: skip
     assert set(report["ladder"][0]) == {
         "variant", "target", "rungs", "quantization", "agreement", "first_divergence",

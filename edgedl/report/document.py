@@ -116,10 +116,14 @@ def judging_command(run: Run, entries: Sequence[Entry]) -> str:
 
 
 def parameters(model: Model, recipe: Recipe) -> dict[str, int]:
-    """Number of parameters, and multiply-accumulates for one sample (half of what PyTorch counts as operations)."""
+    """Number of parameters and, if it is sparse, of zeros; multiply-accumulates for one sample.
+
+    They are half of what PyTorch counts as operations, and zeros are multiplied like all others.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from edgedl import sparsity
     from edgedl.onnx_export import example_inputs
 
     counter = FlopCounterMode(display=False)
@@ -127,6 +131,7 @@ def parameters(model: Model, recipe: Recipe) -> dict[str, int]:
         model.net(*example_inputs(recipe.task, 1))
     return {
         "count": sum(parameter.numel() for parameter in model.net.parameters()),
+        "zeros": sparsity.num_zeros(model.net) if model.sparse else 0,
         "macs": counter.get_total_flops() // 2,
     }
 
@@ -154,6 +159,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "reason": reason,
         "file": str(artifact.file.relative_to(run.folder)) if artifact else None,
         "size_bytes": artifact.file.stat().st_size if artifact else None,
+        "gzip_bytes": files.gzip_size(artifact.file) if artifact else None,
         "sha256": files.sha256(artifact.file) if artifact else None,
         "score": climb.deployed.score if climb else None,
         "samples": climb.deployed.samples if climb else None,
@@ -175,7 +181,7 @@ def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]
     assert artifact is not None
     folder = artifact.file.parent
     session = entry.session
-    passport = {key: row[key] for key in ("precision", "size_bytes", "sha256", "status", "reason")} | {
+    passport = {key: row[key] for key in ("precision", "size_bytes", "gzip_bytes", "sha256", "status", "reason")} | {
         "file": artifact.file.name,
         "built_for": artifact.built_for,
         "versions": artifact.versions,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgedl import files, gate, plugins
 from edgedl.core import MissingPackage
 from edgedl.report import words
-from edgedl.report.terminal import milliseconds, size
+from edgedl.report.terminal import milliseconds, size, sparsity_in_words
 
 if TYPE_CHECKING:
     from edgedl.report.figures import Figure
@@ -118,6 +118,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         symbols=symbols_of(_points(groups)),
         conversions=gate.CONVERSIONS,
         date=words.date(folder),
+        sparsity=sparsity_in_words(report),
         calibrations=list(_calibrations(folder)),
         recipe_text=_recipe_text(folder),
         style=Markup(_asset("page.css")),

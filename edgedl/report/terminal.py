@@ -53,6 +53,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         if entry["quantization"] is not None:
             rungs = " → ".join(f"{rung['name']} {rung['score']:.4f}" for rung in entry["rungs"])
             console.print(f"{entry['target']}: {rungs}; {agreement_in_words(entry)}")
+    if said := sparsity_in_words(report):
+        console.print(said)
     console.print()
     for verdict in report["verdicts"]:
         ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
@@ -176,6 +178,25 @@ def agreement_in_words(entry: Mapping[str, Any]) -> str:
         if divergence := entry["first_divergence"]:
             said += f", first at layer {divergence['layer']}"
     return f"{said}; int8 against float: {noise:.1f} dB"
+
+
+def sparsity_in_words(report: Mapping[str, Any]) -> str | None:
+    """What zeros are good for: smaller files once they are compressed, and no speed by themselves. None without any."""
+    sparse = {name: counted for name, counted in report["parameters"].items() if counted.get("zeros")}
+    if not sparse:
+        return None
+    shares = [f"{100 * counted['zeros'] / counted['count']:.0f} % of {name}" for name, counted in sparse.items()]
+    dense = {row["target"]: row["gzip_bytes"] for row in report["rows"] if row["variant"] == "float"}
+    sizes = [
+        f"{row['target']} {size(row['size_bytes'])} → {size(row['gzip_bytes'])} (float {size(dense[row['target']])})"
+        for row in report["rows"]
+        if row["variant"] in sparse and row["gzip_bytes"] is not None
+    ]
+    return (
+        f"zero weights: {', '.join(shares)}; a file holds zeros like any other weights, and is smaller for them only "
+        f"after gzip: {', '.join(sizes)}; kernels multiply zeros, too, so none is faster for them unless its latency "
+        "says so"
+    )
 
 
 def size(num_bytes: int | None) -> str:

@@ -43,5 +43,5 @@ class Distill(LearningStep):
             imitation = task.imitate(outputs, taught, self.temperature)
             return self.weight * imitation + (1 - self.weight) * task.loss(outputs, batch)
 
-        net, history = self.fit(model.net, task, loss)
+        net, history = self.fit(model.net, task, loss, sparse=model.sparse)
         return model.after(self, {"epochs": history}, net=net)

@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -48,6 +48,8 @@ class Prune(LearningStep):
     iterations: PositiveInt = 5
     epochs: NonNegativeInt = 1
     lr: PositiveFloat = 5e-4
+
+    cuts: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _one_goal(self) -> Prune:

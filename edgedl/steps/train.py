@@ -17,5 +17,5 @@ class Train(LearningStep):
 
     def apply(self, model: Model, task: Task) -> Model:
         """Raises `UsageError` if the loss diverges."""
-        net, history = self.fit(model.net, task, task.loss)
+        net, history = self.fit(model.net, task, task.loss, sparse=model.sparse)
         return model.after(self, {"epochs": history}, net=net)
