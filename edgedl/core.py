@@ -130,9 +130,16 @@ class Task(Part):
         raise NotImplementedError
 
     def imitate(
-        self, outputs: Mapping[str, torch.Tensor], taught: Mapping[str, torch.Tensor], temperature: float
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        taught: Mapping[str, torch.Tensor],
+        temperature: float,
+        batch: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """How far outputs are from a teacher's, a scalar: their mean squared difference, which suits any output."""
+        """How far outputs are from a teacher's, a scalar: their mean squared difference, which suits any output.
+
+        `batch`, where it is given, tells a task of sequences which positions count.
+        """
         distances = [(outputs[name] - taught[name]).square().mean() for name in self.outputs]
         return sum(distances[1:], start=distances[0])
 
@@ -174,6 +181,10 @@ class Step(Part):
     """True for a step that sets weights to zero for good: those after it have to keep them (`Model.sparse`)."""
     cuts: ClassVar[bool] = False
     """True for a step that removes channels, and with them the pattern of zeros that a sparse network has."""
+
+    def sources(self) -> tuple[Path, ...]:
+        """Files besides recipe and data that its result depends on. Raises `UsageError` if one is missing."""
+        return ()
 
     def apply(self, model: Model, task: Task) -> Model:
         """A new model; the given one is left as it was."""

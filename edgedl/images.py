@@ -32,17 +32,16 @@ class Classification(Task):
         return cross_entropy(outputs["logits"], batch["label"])
 
     def imitate(
-        self, outputs: Mapping[str, torch.Tensor], taught: Mapping[str, torch.Tensor], temperature: float
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        taught: Mapping[str, torch.Tensor],
+        temperature: float,
+        batch: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Kullback-Leibler divergence of the softened class probabilities, times the squared temperature.
+        """Divergence of the softened class probabilities."""
+        from edgedl.imitation import divergence
 
-        So scaled, its gradients are as large as the labels'. Source: G. Hinton, O. Vinyals and J. Dean,
-        Distilling the Knowledge in a Neural Network, 2015.
-        """
-        from torch.nn.functional import kl_div, log_softmax
-
-        student, teacher = (log_softmax(each["logits"] / temperature, dim=1) for each in (outputs, taught))
-        return kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+        return divergence(outputs["logits"], taught["logits"], temperature)
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return float((self.decisions(outputs) == batch["label"]).mean())

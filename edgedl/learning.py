@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgedl.sparsity import AfterStep
 
     Tensors = Mapping[str, torch.Tensor]
+    Loss = Callable[[Tensors, Tensors], torch.Tensor]
 
 
 class LearningStep(Step):
@@ -31,7 +32,7 @@ class LearningStep(Step):
         self,
         net: torch.nn.Module,
         task: Task,
-        loss: Callable[[Tensors, Tensors], torch.Tensor],
+        loss: Loss,
         sparse: bool = False,
         after_step: AfterStep | None = None,
         choose_from: int = 1,
@@ -57,3 +58,16 @@ class LearningStep(Step):
             after_step=after_step,
             choose_from=choose_from,
         )
+
+
+def imitation(taught: Callable[[Tensors], Tensors], task: Task, temperature: float, weight: float) -> Loss:
+    """A loss for `fit`: `weight` times the distance to a teacher's outputs, the rest the task's own.
+
+    `taught` answers a batch as the teacher does: `edgedl.teachers.answers_of(net, task)`.
+    """
+
+    def loss(outputs: Tensors, batch: Tensors) -> torch.Tensor:
+        distance = task.imitate(outputs, taught(batch), temperature, batch)
+        return weight * distance + (1 - weight) * task.loss(outputs, batch)
+
+    return loss

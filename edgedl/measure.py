@@ -10,14 +10,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgedl import core, plugins, stats
-from edgedl.core import Batch, Bench, Session, Split, Target, TargetError, Task, TensorSpec
+from edgedl.core import Batch, Bench, Session, Split, Target, TargetError, Task, TensorSpec, UsageError
 
 MIN_WARM_UP_RUNS = 10
 MIN_WARM_UP_SECONDS = 0.2
@@ -48,15 +48,8 @@ class ColdStart:
 
 
 def evaluate(session: Session, task: Task, split: Split) -> Scored:
-    """Runs a whole split through a session; the last batch is padded to the file's fixed batch size."""
-    size = batch_size(session)
-    collected: dict[str, list[np.ndarray]] = {}
-    for batch in task.batches(split, size):
-        length = len(next(iter(batch.values())))
-        padded = {name: _pad(values, size) for name, values in batch.items()}
-        for name, values in task.predict(session, padded).items():
-            collected.setdefault(name, []).append(values[:length])
-    outputs = {name: np.concatenate(parts) for name, parts in collected.items()}
+    """Runs a whole split through a session, and scores what it answers."""
+    outputs = answers(session, task, task.batches(split, batch_size(session)))
     arrays = task.arrays(split)
     return Scored(
         outputs=outputs,
@@ -64,6 +57,35 @@ def evaluate(session: Session, task: Task, split: Split) -> Scored:
         samples=len(next(iter(arrays.values()))),
         decisions=task.decisions(outputs),
     )
+
+
+def answers(session: Session, task: Task, batches: Iterable[Batch]) -> Batch:
+    """The outputs for all samples, in order; a batch that is smaller than the file's fixed size is padded to it."""
+    size = batch_size(session)
+    collected: dict[str, list[np.ndarray]] = {}
+    for batch in batches:
+        length = len(next(iter(batch.values())))
+        padded = {name: _pad(values, size) for name, values in batch.items()}
+        for name, values in task.predict(session, padded).items():
+            collected.setdefault(name, []).append(values[:length])
+    return {name: np.concatenate(parts) for name, parts in collected.items()}
+
+
+def check_fits(file: Path, session: Session, task: Task) -> None:
+    """Raises `UsageError` for a file that takes something else than the task feeds, or lacks what it scores."""
+    for kind, wanted, found in (("input", task.inputs, session.inputs), ("output", task.outputs, session.outputs)):
+        for name in wanted:
+            if name not in found:
+                raise UsageError(f"{file}: no {kind} named {name}, as task {task.use} has; it has {', '.join(found)}")
+    for name, given in session.inputs.items():
+        if name not in task.inputs:
+            raise UsageError(f"{file}: input {name} is nothing that task {task.use} feeds")
+        spec = task.inputs[name]
+        if given.shape[1:] != spec.shape or given.dtype != spec.dtype:
+            shape = ", ".join(map(str, ("N", *spec.shape)))
+            raise UsageError(
+                f"{file}: input {name} is {given.dtype} {given.shape}, but task {task.use} feeds {spec.dtype} ({shape})"
+            )
 
 
 def batch_size(session: Session) -> int:

@@ -25,6 +25,8 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     plugins.require(recipe.targets)
     task = recipe.task
     task.arrays("test")
+    for step in recipe.steps:
+        step.sources()
     run = Run.create(recipe, source, root)
     with progress.diverted(run.log):
         variants = stages.apply_steps(recipe, run, root, fresh)

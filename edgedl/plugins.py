@@ -8,9 +8,10 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
-from edgedl.core import MissingPackage, Network, Part, Step, Target, Task, UsageError
+from edgedl.core import MissingPackage, ModelFileError, Network, Part, Step, Target, Task, UsageError
 
 Kind = Literal["tasks", "models", "steps", "targets"]
 
@@ -98,6 +99,27 @@ def stand_in() -> Target:
     found = load("targets", "onnxruntime").model_validate({})
     assert isinstance(found, Target)
     return found
+
+
+def target_for(file: Path, threads: int, use: str | None = None) -> Target:
+    """The target that opens a file: `use`, or the one that claims its ending.
+
+    Raises `ModelFileError` for an unknown ending, `MissingPackage` for a runtime that is not installed.
+    """
+    claims: dict[str, type[Target]] = {}
+    for name in names("targets"):
+        found = load("targets", name)
+        assert issubclass(found, Target)
+        for suffix in found.suffixes:
+            claims.setdefault(suffix, found)
+    if use is None and file.suffix not in claims:
+        raise ModelFileError(f'{file}: unknown ending "{file.suffix}"; there are: {", ".join(sorted(claims))}')
+    chosen = load("targets", use) if use else claims[file.suffix]
+    fields = {"threads": threads} if "threads" in chosen.model_fields else {}
+    target = chosen.model_validate(fields)
+    assert isinstance(target, Target)
+    require([target], "open")
+    return target
 
 
 def pip_line(*extras: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgedl import progress, sparsity, training
+from edgedl import files, progress, sparsity, training
 from edgedl import run as runs
 from edgedl.core import Model, Split, Step, Task, UsageError
 from edgedl.ladder import Rung, rung
@@ -70,12 +70,13 @@ def _compressed(before: Variant, model: Model, step: Step, task: Task) -> Varian
 
 
 def stage_key(recipe: Recipe, index: int) -> str:
-    """What a step's result depends on, as a digest: recipe up to it, data, and edgedl's code."""
+    """What a step's result depends on, as a digest: recipe up to it, files it names, data, and edgedl's code."""
     prefix = {
         "seed": recipe.seed,
         "task": recipe.task.model_dump(),
         "model": recipe.model.model_dump(),
         "steps": [step.model_dump() for step in recipe.steps[: index + 1]],
+        "sources": [files.sha256(file) for step in recipe.steps[: index + 1] for file in step.sources()],
         "data": _fingerprint(recipe.task),
         "code": _code(),
     }

@@ -70,7 +70,9 @@ def fit(
             for index, chosen in enumerate(torch.split(torch.randperm(num_samples), batch_size), start=1):
                 batch = {name: values[chosen] for name, values in data.items()}
                 rule.zero_grad()
-                value = loss(named_outputs(net(*(batch[name] for name in task.inputs)), task), batch)
+                given = net(*(batch[name] for name in task.inputs))
+                # A mapping may hold more than the task's outputs, for the loss to see.
+                value = loss(given if isinstance(given, Mapping) else named_outputs(given, task), batch)
                 value.backward()  # type: ignore[no-untyped-call]
                 rule.step()
                 with torch.no_grad():

@@ -1,47 +1,159 @@
-"""Trains the network to repeat its teacher, the float network as the last `train` step left it."""
+"""Trains the network to repeat its teacher: in its outputs, in inner values, or in how it relates samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from edgedl import teachers
 from edgedl.core import Model, Task, UsageError
-from edgedl.learning import LearningStep
+from edgedl.learning import LearningStep, imitation
+from edgedl.teachers import Teacher
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from edgedl.learning import Loss, Tensors
+
+    Paths = list[tuple[str, str]]
 
 
 class Distill(LearningStep):
     """Learns from the teacher's outputs and from the labels: `weight` times the former, the rest the latter.
 
-    How far outputs are from a teacher's is the task's to say (`Task.imitate`). Source: G. Hinton,
-    O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, 2015.
+    How far outputs are from a teacher's is the task's to say (`Task.imitate`). `features`, `attention` and
+    `relational` weigh further losses (`edgedl.imitation`), on `layers`: pairs of modules, the network's own and the
+    teacher's; without them, the last of each stage of equal resolution. The teacher is the float network as the last
+    `train` step left it, or what lies at a path: a run, a step of one, or a model file, of which only outputs are seen.
     """
 
     use: str = "distill"
+    teacher: str | None = None
     epochs: PositiveInt = 5
     lr: PositiveFloat = 5e-4
     temperature: PositiveFloat = 4.0
     weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    features: NonNegativeFloat = 0.0
+    attention: NonNegativeFloat = 0.0
+    relational: NonNegativeFloat = 0.0
+    layers: tuple[tuple[str, str], ...] = ()
+
+    @model_validator(mode="after")
+    def _layers_for_something(self) -> Distill:
+        if self.layers and not self.features + self.attention + self.relational:
+            raise ValueError("distill: layers are given, but no weight for features, attention or relational")
+        return self
+
+    def sources(self) -> tuple[Path, ...]:
+        """The teacher's files. Raises `UsageError` where they are missing, or cannot show what is asked for."""
+        if self.teacher is None:
+            return ()
+        file = teachers.find(self.teacher)
+        if file.name == teachers.WEIGHTS:
+            return file, file.with_name("structure.json")
+        self._need_outputs_alone(str(file))
+        return (file,)
 
     def apply(self, model: Model, task: Task) -> Model:
-        """Raises `UsageError` without a teacher, or if the loss diverges."""
-        import torch
+        """Raises `UsageError` without a teacher, with one that does not fit, or if the loss diverges."""
+        if self.teacher is None and model.teacher is None:
+            raise UsageError("distill: there is no teacher; a train step has to come before, or name one")
+        if self.teacher is not None:
+            teacher = teachers.load(self.teacher, task)
+        else:
+            assert model.teacher is not None
+            teacher = teachers.of_network(model.teacher, task)
+        _check_outputs(model.net, teacher, task)
+        paths: Paths = []
+        if not self.features + self.attention + self.relational:
+            loss = imitation(teacher.taught, task, self.temperature, self.weight)
+            net, history = self.fit(model.net, task, loss, sparse=model.sparse)
+        elif teacher.net is None:
+            self._need_outputs_alone(str(self.teacher))
+            net, history = self.fit(model.net, task, self._relating_outputs(teacher, task), sparse=model.sparse)
+        else:
+            net, history, paths = self._inside(model, task, teacher, teacher.net)
+        taught = {"teacher": self.teacher or "the float network", "teacher_score": teacher.score}
+        return model.after(self, {"epochs": history, "layers": paths} | taught, net=net)
 
-        from edgedl.torch_session import named_outputs
+    def _need_outputs_alone(self, file: str) -> None:
+        if self.features or self.attention or self.layers:
+            raise UsageError(
+                f"distill: of a model file such as {file} only the outputs are seen; features, attention and layers "
+                "need a teacher from a run's folder"
+            )
 
-        if model.teacher is None:
-            raise UsageError("distill: there is no teacher; a train step has to come before")
-        teacher = model.teacher.eval()
+    def _relating_outputs(self, teacher: Teacher, task: Task) -> Loss:
+        from edgedl.imitation import relational_distance
 
-        def loss(outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            with torch.no_grad():
-                taught = named_outputs(teacher(*(batch[name] for name in task.inputs)), task)
-            imitation = task.imitate(outputs, taught, self.temperature)
-            return self.weight * imitation + (1 - self.weight) * task.loss(outputs, batch)
+        def total(outputs: Tensors, batch: Tensors) -> torch.Tensor:
+            taught = teacher.taught(batch)
+            value = imitation(lambda _: taught, task, self.temperature, self.weight)(outputs, batch)
+            for name in task.outputs:
+                value = value + self.relational * relational_distance(outputs[name], taught[name])
+            return value
 
-        net, history = self.fit(model.net, task, loss, sparse=model.sparse)
-        return model.after(self, {"epochs": history}, net=net)
+        return total
+
+    def _inside(
+        self, model: Model, task: Task, teacher: Teacher, net: nn.Module
+    ) -> tuple[nn.Module, list[dict[str, float]], Paths]:
+        """Trains with inner values watched. Raises `UsageError` where there are none to compare."""
+        from edgedl import imitation as inner
+
+        batch = _sample(task)
+        inputs = tuple(batch[name] for name in task.inputs)
+        paths = list(self.layers) or inner.match(model.net, net, inputs, task)
+        pairs = inner.compared(model.net, net, inputs, paths)
+        mapped = [index for index, pair in enumerate(pairs) if pair.has_positions]
+        featured = [index for index, pair in enumerate(pairs) if not pair.is_probabilities]
+        if self.attention and not mapped:
+            raise UsageError("distill: attention needs values with positions, as convolutions have; name layers")
+        if (self.features or self.relational) and not featured:
+            raise UsageError("distill: layers hold attention probabilities alone, which are no features")
+
+        def total(outputs: Tensors, batch: Tensors) -> torch.Tensor:
+            with inner.watching(net, [pair.taught for pair in pairs]) as found:
+                taught = teacher.taught(batch)
+            wanted = [found[pair.taught] for pair in pairs]
+            value = imitation(lambda _: taught, task, self.temperature, self.weight)(outputs, batch)
+            for index in featured if self.features else ():
+                distance = inner.feature_distance(outputs[f"{inner.PROJECTED}{index}"], wanted[index])
+                value = value + self.features / len(featured) * distance
+            for index in mapped if self.attention else ():
+                kind = inner.probability_distance if pairs[index].is_probabilities else inner.attention_distance
+                value = value + self.attention / len(mapped) * kind(outputs[f"{inner.INNER}{index}"], wanted[index])
+            if self.relational:  # on the deepest, from which outputs are made
+                deepest = featured[-1]
+                distance = inner.relational_distance(outputs[f"{inner.INNER}{deepest}"], wanted[deepest])
+                value = value + self.relational * distance
+            return value
+
+        trained, history = self.fit(inner.Watched(model.net, task, pairs), task, total, sparse=model.sparse)
+        return trained.get_submodule("net"), history, paths
+
+
+def _check_outputs(net: nn.Module, teacher: Teacher, task: Task) -> None:
+    import torch
+
+    from edgedl.torch_session import named_outputs
+
+    batch = _sample(task)
+    taught = teacher.taught(batch)
+    with torch.no_grad():
+        outputs = named_outputs(net.eval()(*(batch[name] for name in task.inputs)), task)
+    for name in task.outputs:
+        if taught[name].shape != outputs[name].shape:
+            shapes = f"{tuple(taught[name].shape[1:])} for each sample, the network {tuple(outputs[name].shape[1:])}"
+            raise UsageError(f"distill: the teacher answers {name} {shapes}")
+
+
+def _sample(task: Task) -> dict[str, torch.Tensor]:
+    import numpy as np
+    import torch
+
+    batch = next(task.batches("train", 2))
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in batch.items()}

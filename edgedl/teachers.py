@@ -1,0 +1,123 @@
+"""Teachers: the network at hand, that of another run, or any model file that a target opens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgedl import measure, plugins, structure
+from edgedl.core import Batch, Network, Session, Task, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensors = Mapping[str, torch.Tensor]
+    Taught = Callable[[Tensors], dict[str, torch.Tensor]]
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What answers a batch; `net` is None where only its outputs can be seen."""
+
+    taught: Taught
+    """A batch of the task -> the outputs by name, without gradients."""
+    net: torch.nn.Module | None
+    score: float
+    """On validation data."""
+
+
+def answers_of(net: torch.nn.Module, task: Task) -> Taught:
+    """What a network, in evaluation mode from here on, answers to batches."""
+    import torch
+
+    from edgedl.torch_session import named_outputs
+
+    net = net.eval()
+
+    def taught(batch: Tensors) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return named_outputs(net(*(batch[name] for name in task.inputs)), task)
+
+    return taught
+
+
+def of_network(net: torch.nn.Module, task: Task) -> Teacher:
+    """A network that can be looked into."""
+    from edgedl.torch_session import TorchSession
+
+    score = measure.evaluate(TorchSession(net, task), task, "validation").score
+    return Teacher(answers_of(net, task), net, score)
+
+
+def of_session(session: Session, task: Task) -> Teacher:
+    """A file, run in batches of its own size."""
+    import torch
+
+    size = measure.batch_size(session)
+
+    def taught(batch: Tensors) -> dict[str, torch.Tensor]:
+        arrays = {name: values.numpy() for name, values in batch.items()}
+        answers = measure.answers(session, task, _parts(arrays, size))
+        return {name: torch.from_numpy(np.ascontiguousarray(answers[name])) for name in task.outputs}
+
+    return Teacher(taught, None, measure.evaluate(session, task, "validation").score)
+
+
+def _parts(arrays: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(next(iter(arrays.values()))), size):
+        yield {name: values[start : start + size] for name, values in arrays.items()}
+
+
+def load(name: str, task: Task) -> Teacher:
+    """The teacher behind a path (see `find`). Raises `UsageError` where it does not fit the task."""
+    file = find(name)
+    if file.name != WEIGHTS:
+        session = plugins.target_for(file, threads=1).open(file)
+        measure.check_fits(file, session, task)
+        return of_session(session, task)
+    from safetensors.torch import load_file
+
+    made = json.loads(file.with_name("structure.json").read_text(encoding="utf-8"))
+    network = plugins.load("models", made["model"]["use"]).model_validate_json(json.dumps(made["model"]))
+    assert isinstance(network, Network)
+    net = network.build(task)
+    try:
+        structure.reshape(net, made["shapes"])
+        net.load_state_dict(load_file(file))
+    except (UsageError, RuntimeError) as error:
+        learned = made["task"]["use"]
+        raise UsageError(f"{file}: the weights, of task {learned}, do not fit task {task.use}: {error}") from error
+    return of_network(net, task)
+
+
+def find(name: str) -> Path:
+    """The weights or the model file behind a path; both can be opened here. Raises `UsageError`.
+
+    A path is a model file, the folder of a step, that of a run (its last step that learned), or that of a recipe's
+    runs (the latest that finished).
+    """
+    given = Path(name)
+    if given.is_file() and given.name != WEIGHTS:
+        plugins.target_for(given, threads=1)
+        return given
+    if given.is_file() or (given / WEIGHTS).is_file():
+        found = [given if given.is_file() else given / WEIGHTS]
+    else:
+        runs = [given] if (given / "steps").is_dir() else sorted(file.parent for file in given.glob("*/report.json"))
+        found = sorted(runs[-1].glob(f"steps/*/{WEIGHTS}")) if runs else []
+    if not found:
+        what = "there are no weights in it" if given.exists() else "no such file or folder"
+        raise UsageError(
+            f"teacher {name}: {what}; name the folder of a run, of one of its steps or of a recipe's runs, "
+            "or a model file"
+        )
+    if not found[-1].with_name("structure.json").is_file():
+        raise UsageError(f"teacher {found[-1]}: there is no structure.json beside it, which says what network it is of")
+    return found[-1]
