@@ -1,4 +1,4 @@
-"""The channels of a network: which hang together, how to cut them out, and how to rebuild what is left from JSON.
+"""The shapes of a network: what sets them, how to cut channels out, and how to rebuild what is left from JSON.
 
 A recipe builds a network in its full width, which the weights of a pruned one no longer fit. With the structure
 beside them they do, and nothing is pickled.
@@ -7,14 +7,8 @@ beside them they do, and nothing is pickled.
 from __future__ import annotations
 
 import copy
-import math
-import warnings
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
 
 from edgedl.core import UsageError
 
@@ -43,14 +37,15 @@ KINDS: Mapping[str, Axes] = {
     "EmbeddingBag": {"embedding_dim": {"weight": 1}},
     "PReLU": {"num_parameters": {"weight": 0}},
 }
-"""By class name, so that reading and writing structures needs no framework."""
-
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What torch-pruning raises for a network that it does not understand."""
+"""By class name; those of sequences, which hold several matrices each, are in `sequence_layers`."""
 
 
 def axes(module: nn.Module) -> Axes:
     """The widths of a layer that pruning can change, and the tensors that they set; empty for an unknown module."""
+    from edgedl import sequence_layers
+
+    if special := sequence_layers.axes(module):
+        return special
     kind = _kind(module)
     groups = width(module, "groups") if "in_channels" in kind else 1
     return DEPTHWISE if 1 < groups == module.in_channels == module.out_channels else kind
@@ -64,10 +59,14 @@ def width(module: nn.Module, attribute: str) -> int:
 
 def describe(net: nn.Module) -> Structure:
     """The shapes of every module that has any of its own, ready for JSON."""
+    from edgedl import sequence_layers
+
     structure: Structure = {}
     for path, module in net.named_modules():
         kind = {"kind": type(module).__name__}
-        if known := _kind(module):
+        if special := sequence_layers.sizes(module, _tensors(module)):
+            structure[path] = kind | special
+        elif known := _kind(module):
             structure[path] = kind | {attribute: width(module, attribute) for attribute in _attributes(known)}
         elif tensors := _tensors(module):
             structure[path] = kind | {"shapes": {name: list(tensor.shape) for name, tensor in tensors.items()}}
@@ -99,16 +98,25 @@ def cut(net: nn.Module, removed: Mapping[tuple[str, str], Collection[int]]) -> n
 
     Of a grouped convolution's inputs, every group must lose the same ones.
     """
+    from edgedl import sequence_layers
+
     structure, weights = describe(net), dict(net.state_dict())
     for (path, attribute), positions in removed.items():
-        known = axes(net.get_submodule(path))
-        for name in _attributes(CONV) if known is DEPTHWISE else (attribute,):
-            structure[path][name] -= len(positions)
+        layer = net.get_submodule(path)
+        known = axes(layer)
         for name, dim in known[attribute].items():
             key = f"{path}.{name}" if path else name
             if key in weights:  # a layer may have no bias
                 kept = [place for place in range(weights[key].shape[dim]) if place not in positions]
                 weights[key] = weights[key][(slice(None),) * dim + (kept,)]
+        if name := sequence_layers.counts_heads(layer):
+            structure[path][name] -= len(positions)
+        elif sequence_layers.axes(layer):
+            left = {name: weights[f"{path}.{name}" if path else name] for name in _tensors(layer)}
+            structure[path] |= sequence_layers.sizes(layer, left)
+        else:
+            for name in _attributes(CONV) if known is DEPTHWISE else (attribute,):
+                structure[path][name] -= len(positions)
     smaller = reshape(copy.deepcopy(net), structure)
     smaller.load_state_dict(weights)
     return smaller
@@ -116,6 +124,12 @@ def cut(net: nn.Module, removed: Mapping[tuple[str, str], Collection[int]]) -> n
 
 def _resize(module: nn.Module, wanted: Mapping[str, Any]) -> None:
     """Sets the widths of a layer as far as it can have them, and gives it zeros of the new shapes."""
+    from edgedl import sequence_layers
+
+    if special := sequence_layers.sizes(module, _tensors(module)):
+        if all(type(wanted[name]) is int and wanted[name] > 0 for name in special):
+            sequence_layers.resize(module, wanted)
+        return
     known, groups = _kind(module), wanted.get("groups", 1)
     widths = [wanted[attribute] for attribute in _attributes(known)]
     if (
@@ -154,162 +168,3 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     kept = {**module._parameters, **module._buffers}
     lost = module._non_persistent_buffers_set
     return {name: tensor for name, tensor in kept.items() if tensor is not None and name not in lost}
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What a block has of one width of a layer: for each channel the places there, (channels, places a channel)."""
-
-    path: str
-    attribute: str
-    places: np.ndarray
-
-
-@dataclass(frozen=True)
-class Block:
-    """Channels that can stand in for each other, with everything in the network that is coupled to them.
-
-    Where a grouped convolution or group norm needs it, a "channel" here is `lockstep` of them, one a group.
-    """
-
-    name: str
-    lockstep: int
-    slices: tuple[Slice, ...]
-
-    @property
-    def width(self) -> int:
-        return len(self.slices[0].places) * self.lockstep
-
-    def tensors(self, net: nn.Module) -> Iterator[Coupled]:
-        """The tensors that hold its channels, with their places in them."""
-        for part in self.slices:
-            layer = net.get_submodule(part.path)
-            for name, dim in axes(layer)[part.attribute].items():
-                if (tensor := getattr(layer, name)) is None:
-                    continue
-                places, size = part.places, tensor.shape[dim]
-                if size < width(layer, part.attribute):  # one group's share of a grouped convolution
-                    places = np.array([sorted(set(row)) for row in places % size])
-                yield Coupled(tensor, dim, places, is_scale="num_features" in axes(layer) and name == "weight")
-
-
-@dataclass(frozen=True)
-class Coupled:
-    """A tensor that holds channels of a block, at `places` (channels, places a channel) along `dim`."""
-
-    tensor: torch.Tensor
-    dim: int
-    places: np.ndarray
-    is_scale: bool
-    """Whether it is the scale of a batch or instance norm."""
-
-    def rows(self, values: torch.Tensor) -> torch.Tensor:
-        """From values in the tensor's shape those of each channel, (channels, values a channel)."""
-        return values.movedim(self.dim, 0)[self.places.ravel()].reshape(len(self.places), -1)
-
-
-def find_blocks(net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[list[Block], dict[str, str]]:
-    """All blocks by torch-pruning's dependency graph, and for layers that must keep their width the reason.
-
-    Raises `UsageError` if the network cannot be followed.
-    """
-    import torch_pruning as tp
-
-    probe = copy.deepcopy(net).eval()
-    for parameter in probe.parameters():  # one number for all channels would only lead the graph astray
-        parameter.requires_grad_(parameter.numel() > 1)
-    paths = {module: path for path, module in probe.named_modules()}
-    graph = tp.DependencyGraph()
-    blocks: list[Block] = []
-    whole: dict[str, str] = {}
-    covered: dict[str, set[int]] = defaultdict(set)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            graph.build_dependency(probe, inputs, forward_fn=lambda traced, given: traced(*given), verbose=False)
-        except FAILURES as error:
-            raise UsageError(f"torch-pruning cannot follow {type(net).__name__}: {_line(error)}") from error
-        for layer, path in paths.items():
-            if not isinstance(layer, (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR)):
-                continue
-            if layer not in graph.module2node:
-                whole[path] = "torch-pruning does not find it on the way to the outputs"
-                continue
-            roots = sorted(set(range(graph.get_out_channels(layer))) - covered[path])
-            if not roots:
-                continue
-            try:
-                group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, roots)
-                slices = _slices(graph, group, paths)
-                found = _blocks(path, roots, slices, probe)
-            except (_Whole, *FAILURES) as error:
-                whole[path] = str(error) if isinstance(error, _Whole) else f"torch-pruning fails there: {_line(error)}"
-                continue
-            blocks += found
-            for (other, attribute), places in slices.items():
-                if attribute == next(iter(axes(probe.get_submodule(other)))):
-                    covered[other].update(*places.values())
-    return blocks, whole
-
-
-class _Whole(Exception):
-    """Why a layer must keep its width."""
-
-
-def _slices(graph: Any, group: Any, paths: Mapping[Any, str]) -> dict[tuple[str, str], dict[int, set[int]]]:
-    """(module path, attribute) -> {channel of the group's first layer: places there}. Raises `_Whole`."""
-    slices: dict[tuple[str, str], dict[int, set[int]]] = {}
-    for item in group:
-        node, gives = item.dep.target, graph.is_out_channel_pruning_fn(item.dep.handler)
-        if node.type == node.type.OUTPUT or (gives and not node.outputs):
-            raise _Whole("the network's outputs depend on its width")
-        if node.type == node.type.PARAMETER:
-            raise _Whole("a parameter outside of any layer depends on its width")
-        if node.module not in paths or graph.get_out_channels(node) is None:
-            continue  # an operation without weights, or one weight for all channels
-        layer, path = node.module, paths[node.module]
-        known = axes(layer)
-        if not known:
-            raise _Whole(f"{path} depends on its width, and is of an unknown kind, {type(layer).__name__}")
-        attribute = list(known)[0 if gives else -1]
-        places = slices.setdefault((path, attribute), {})
-        for place, root in zip(item.idxs, item.root_idxs, strict=True):
-            if place >= width(layer, attribute):
-                raise _Whole(f"torch-pruning misjudges {path}, which depends on its width")
-            places.setdefault(root, set()).add(place)
-    return slices
-
-
-def _blocks(
-    name: str, roots: list[int], slices: Mapping[tuple[str, str], Mapping[int, set[int]]], net: nn.Module
-) -> list[Block]:
-    """Parts the channels of a group into those that are found in the same places, as often. Raises `_Whole`."""
-    lockstep = 1
-    for (path, attribute), places in slices.items():
-        layer = net.get_submodule(path)
-        groups = getattr(layer, "num_groups", 1 if axes(layer) is DEPTHWISE else getattr(layer, "groups", 1))
-        if groups > 1 and len(set().union(*places.values())) < width(layer, attribute):
-            raise _Whole(f"it is only a part of what {path} takes in groups")
-        lockstep = math.lcm(lockstep, groups)
-    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for root in roots:
-        alike[tuple(len(places.get(root, ())) for places in slices.values())].append(root)
-    if lockstep > 1 and (len(alike) > 1 or len(roots) % lockstep):
-        raise _Whole("not all of its channels are in the same groups")
-    blocks = []
-    for index, (counts, members) in enumerate(alike.items()):
-        size = len(members) // lockstep
-        parts = []
-        for count, ((path, attribute), places) in zip(counts, slices.items(), strict=True):
-            if count:
-                rows = [
-                    sorted(place for root in members[first::size] for place in places[root]) for first in range(size)
-                ]
-                parts.append(Slice(path, attribute, np.array(rows)))
-        blocks.append(Block(name if len(alike) == 1 else f"{name}[{index}]", lockstep, tuple(parts)))
-    return blocks
-
-
-def _line(error: BaseException) -> str:
-    """An error on one line, for libraries that write several or none."""
-    return f"{type(error).__name__} {error}".strip().splitlines()[0]

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import nn
 
-from edgedl import plugins, structure, training
+from edgedl import importance, plugins, structure, training
+from edgedl.blocks import Block
 from edgedl.core import MissingPackage, Model, UsageError
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
@@ -142,8 +143,8 @@ def pruned(net: nn.Module, task=IMAGE, seed: int = 0, **fields) -> tuple[nn.Modu
 
 
 def outputs(net: nn.Module, task=IMAGE) -> torch.Tensor:
-    with torch.no_grad():
-        return net(*(torch.from_numpy(task.arrays("test")[name]) for name in task.inputs))
+    with torch.no_grad():  # cloned, since kernels round in another way where memory is aligned in another way
+        return net(*(torch.from_numpy(task.arrays("test")[name]).clone() for name in task.inputs))
 
 
 def widths(net: nn.Module) -> dict[str, int]:
@@ -154,15 +155,15 @@ def widths(net: nn.Module) -> dict[str, int]:
     }
 
 
-def blocks_of(net: nn.Module, task=IMAGE) -> list[structure.Block]:
+def blocks_of(net: nn.Module, task=IMAGE) -> list[Block]:
     return prune.prunable(net, prune.sample(task))[0]
 
 
-def silence(net: nn.Module, blocks: list[structure.Block], share: float, rng: np.random.Generator) -> None:
+def silence(net: nn.Module, blocks: list[Block], share: float, rng: np.random.Generator) -> None:
     """Makes a share of each block's channels do nothing: all that belongs to them becomes zero."""
     with torch.no_grad():
         for block in blocks:
-            size = len(block.slices[0].places)
+            size = block.num_channels
             chosen = rng.choice(size, round(size * share), replace=False)
             for item in block.tensors(net):
                 if isinstance(item.tensor, nn.Parameter):
@@ -316,7 +317,7 @@ def test_importances_by_hand():
         )
 
     effects = []
-    for batch in task.batches("calibration", prune.TAYLOR_BATCH):
+    for batch in task.batches("calibration", importance.TAYLOR_BATCH):
         net.zero_grad()
         task.loss({"y": net(torch.from_numpy(batch["x0"]))}, {}).backward()
         effects.append(
@@ -332,7 +333,7 @@ def test_importances_by_hand():
         "taylor": sum(effects) / 2,
     }
     for name, wanted in by_hand.items():
-        scores = prune.score(net, task, [block], prune.IMPORTANCES[name])[block.name]
+        scores = importance.score(net, task, [block], importance.IMPORTANCES[name])[block.name][0]
         np.testing.assert_allclose(scores, wanted.detach().numpy(), rtol=1e-5, err_msg=name)
 
 
@@ -409,7 +410,7 @@ STRANGE = {
         nn.Sequential(nn.LSTM(8, 16, batch_first=True), Apply(lambda x: x[0][:, -1]), nn.Linear(16, 32), nn.ReLU(),
                       nn.Linear(32, 5)),
         (6, 8),
-        {"2"},
+        {"0", "2"},
         ("4", "outputs"),
     ),
 }  # fmt: skip
@@ -585,12 +586,12 @@ def test_what_is_not_known_stays_as_it_is_or_is_an_error():
             super().__init__()
             self.scale = nn.Parameter(torch.ones(width))
 
-    same = nn.ModuleDict({"rnn": nn.LSTM(4, 8), "own": Scaled(3), "slope": nn.PReLU(), "norm": nn.LayerNorm((4, 5))})
+    same = nn.ModuleDict({"rnn": nn.LSTM(4, 8, proj_size=2), "own": Scaled(3), "slope": nn.PReLU(), "norm": nn.LayerNorm((4, 5))})
     described = structure.describe(same)
     assert described["own"] == {"kind": "Scaled", "shapes": {"scale": [3]}}
     structure.reshape(same, described)
     for path, other in {
-        "rnn": nn.LSTM(4, 6),
+        "rnn": nn.LSTM(4, 6, proj_size=2),
         "own": Scaled(2),
         "slope": nn.PReLU(2),
         "norm": nn.LayerNorm((4, 4)),

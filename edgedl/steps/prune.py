@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from edgedl import plugins, structure
+from edgedl.blocks import Block, find_again
 from edgedl.core import MissingPackage, Model, Task, UsageError
+from edgedl.importance import IMPORTANCES, paired, score
 from edgedl.learning import LearningStep
-from edgedl.structure import Block, Coupled
+from edgedl.prunable import Piece, first_reasons, prunable, without
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     Inputs = tuple[torch.Tensor, ...]
-
-TAYLOR_BATCH = 16
-"""Samples whose gradients are taken together: over many, the effects of one sign and the other cancel."""
-
-TOLERANCE = 1e-4
-"""Of the largest output: what the order of a float32 sum may change."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -70,7 +67,7 @@ class Prune(LearningStep):
         rounds: list[dict[str, Any]] = []
         for number in range(1, self.iterations + 1):
             if number > 1:
-                blocks = [block for block in structure.find_blocks(net, inputs)[0] if block.name in original]
+                blocks = find_again(net, inputs, [block for block in blocks if block.name in original])
             scores = score(net, task, blocks, IMPORTANCES[self.importance])
             for unscored in (block.name for block in blocks if block.name not in scores):
                 whole[unscored] = "no batch norm to score it by"
@@ -87,7 +84,7 @@ class Prune(LearningStep):
         if rounds[-1]["widths"] == before["widths"]:
             raise UsageError(
                 f"prune: too little is asked for, or round_to = {self.round_to} is too coarse: nothing is removed "
-                f"from widths {sorted(set(original.values()))}; {_first(whole)}"
+                f"from widths {sorted(set(original.values()))}; {first_reasons(whole)}"
             )
         return model.after(self, {"before": before, "iterations": rounds, "left_whole": whole}, net=net)
 
@@ -101,7 +98,7 @@ class Prune(LearningStep):
         pieces = []
         blocks = [block for block in blocks if block.name in scores]
         for block in blocks:
-            values = scores[block.name]
+            block, values = paired(block, scores[block.name])
             ascending = np.argsort(values, kind="stable")
             unit = math.lcm(self.round_to, block.lockstep) // block.lockstep
             gone, full = original[block.name] - block.width, original[block.name]
@@ -109,13 +106,13 @@ class Prune(LearningStep):
             while end <= len(ascending) - unit:
                 chosen = ascending[start:end]
                 worth = float(values[chosen].mean() / (values.mean() or 1))
-                share = (gone + block.lockstep * (start + end) / 2) / full
+                share = (gone + block.size * (start + end) / 2) / full
                 pieces.append(Piece(block, chosen.tolist(), worth, share))
                 start, end = end, end + unit
         if self.scope == "local":
             return sorted(pieces, key=lambda piece: piece.share)
         pieces.sort(key=lambda piece: piece.worth)
-        sizes = np.array([len(piece.channels) * piece.block.lockstep for piece in pieces])
+        sizes = np.array([len(piece.channels) * piece.block.size for piece in pieces])
         full = sum(original.values())
         gone = sum(original[block.name] - block.width for block in blocks)
         shares = (gone + np.cumsum(sizes) - sizes / 2) / full
@@ -136,153 +133,6 @@ class Prune(LearningStep):
         return count
 
 
-@dataclass(frozen=True)
-class Piece:
-    """The channels of a block that go in one step, so that its width stays a multiple."""
-
-    block: Block
-    channels: Sequence[int]
-    worth: float
-    share: float
-    """It goes as soon as at least this share of channels is to be removed."""
-
-
-Importance = Callable[[Sequence[Coupled]], "torch.Tensor | None"]
-"""What a block is coupled to -> a score for each channel, (channels,), higher for more worth; None: no basis."""
-
-
-def l1(group: Sequence[Coupled]) -> torch.Tensor | None:
-    """Sum of magnitudes (Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017), over all that is coupled."""
-    return _sum(item.rows(item.tensor.abs()) for item in group)
-
-
-def l2(group: Sequence[Coupled]) -> torch.Tensor | None:
-    """Euclidean norm of all that is coupled (the group norm of DepGraph)."""
-    squares = _sum(item.rows(item.tensor.square()) for item in group)
-    return None if squares is None else squares.sqrt()
-
-
-def taylor(group: Sequence[Coupled]) -> torch.Tensor | None:
-    """|sum of weight x gradient| of each coupled tensor: what removal does to the loss, at first order.
-
-    After Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019. Needs gradients, which are
-    taken of a few samples at a time, and the scores averaged.
-    """
-    effects = [item.rows(item.tensor * item.tensor.grad) for item in group if item.tensor.grad is not None]
-    return _sum(effect.sum(dim=1, keepdim=True).abs() for effect in effects)
-
-
-def bn(group: Sequence[Coupled]) -> torch.Tensor | None:
-    """Magnitude of the batch norms' scales (Liu et al., Network Slimming, ICCV 2017)."""
-    return _sum(item.rows(item.tensor.abs()) for item in group if item.is_scale)
-
-
-def random(group: Sequence[Coupled]) -> torch.Tensor | None:
-    """A control: whatever beats it has earned its name."""
-    import torch
-
-    return torch.rand(len(group[0].places))
-
-
-IMPORTANCES: Mapping[str, Importance] = {"taylor": taylor, "l1": l1, "l2": l2, "bn": bn, "random": random}
-
-
-def _sum(rows: Iterator[torch.Tensor]) -> torch.Tensor | None:
-    sums = [values.sum(dim=1) for values in rows]
-    return sum(sums[1:], start=sums[0]) if sums else None
-
-
-def score(net: nn.Module, task: Task, blocks: Sequence[Block], importance: Importance) -> dict[str, np.ndarray]:
-    """Scores of the channels of every block that has any; for `taylor` the mean over the calibration split."""
-    import torch
-
-    from edgedl.torch_session import named_outputs
-
-    probe = copy.deepcopy(net).eval().requires_grad_(True)
-    found: dict[str, list[np.ndarray]] = {block.name: [] for block in blocks}
-    for arrays in task.batches("calibration", TAYLOR_BATCH) if importance is taylor else [{}]:
-        if arrays:
-            batch = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
-            probe.zero_grad()
-            outputs = named_outputs(probe(*(batch[name] for name in task.inputs)), task)
-            task.loss(outputs, batch).backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for block in blocks:
-                scores = importance([item for item in block.tensors(probe) if item.tensor.requires_grad])
-                if scores is not None:
-                    found[block.name].append(scores.double().numpy())
-    return {name: np.mean(scores, axis=0) for name, scores in found.items() if scores}
-
-
-def without(net: nn.Module, pieces: Sequence[Piece]) -> nn.Module:
-    """A copy of `net` that lacks the pieces."""
-    removed: dict[tuple[str, str], set[int]] = {}
-    for piece in pieces:
-        for part in piece.block.slices:
-            positions = removed.setdefault((part.path, part.attribute), set())
-            positions.update(part.places[piece.channels].ravel().tolist())
-    return structure.cut(net, removed)
-
-
-def prunable(net: nn.Module, inputs: Inputs) -> tuple[list[Block], dict[str, str]]:
-    """The blocks that can be pruned, and for layers that cannot the reason. Raises `UsageError` if there is none."""
-    blocks, whole = structure.find_blocks(net, inputs)
-    if objection(net, inputs, blocks):
-        reasons = {block.name: objection(net, inputs, [block]) for block in blocks}
-        blocks = [block for block in blocks if not reasons[block.name]]
-        whole |= {name: reason for name, reason in reasons.items() if reason}
-    if not blocks:
-        raise UsageError(f"prune: no layer can be pruned: {_first(whole)}")
-    return blocks, whole
-
-
-def objection(net: nn.Module, inputs: Inputs, blocks: Sequence[Block]) -> str:
-    """Why the blocks' channels cannot be removed, "" if they can; tried on random weights.
-
-    Channels can stand in for each other if the network computes the same with any two of them swapped, in all
-    that is coupled: whatever a dependency graph got wrong, such as the order of a flattened tensor, fails here.
-    """
-    import torch
-
-    dice = torch.Generator().manual_seed(0)
-    probe = copy.deepcopy(net).eval()
-    with torch.no_grad():
-        for tensor in filter(torch.is_floating_point, probe.state_dict().values()):
-            if tensor.ndim > 1:
-                tensor.normal_(generator=dice).mul_((len(tensor) / tensor.numel()) ** 0.5)
-            else:
-                tensor.uniform_(0.5, 1.5, generator=dice)
-        swapped = copy.deepcopy(probe)
-        for block in blocks:
-            order = torch.randperm(len(block.slices[0].places), generator=dice).numpy()
-            for item in block.tensors(swapped):
-                moved = item.tensor.index_select(item.dim, torch.from_numpy(item.places[order].ravel()))
-                item.tensor.index_copy_(item.dim, torch.from_numpy(item.places.ravel()), moved)
-        before, after = _run(probe, inputs), _run(swapped, inputs)
-        for one, other in zip(before, after, strict=True):
-            if not torch.allclose(one, other, rtol=0, atol=TOLERANCE * float(one.abs().max())):
-                return "its channels are not interchangeable, as after a reshape or in attention heads"
-        # Halves of some and single channels of others, so that what is cut into equal parts later shows up.
-        halves = [len(block.slices[0].places) // 2 if index % 2 == 0 else 1 for index, block in enumerate(blocks)]
-        pieces = [Piece(block, range(half), 0, 0) for block, half in zip(blocks, halves, strict=True)]
-        try:
-            shapes = [output.shape for output in _run(without(probe, pieces), inputs)]
-        except structure.FAILURES as error:
-            return f"the network does not run with fewer channels: {str(error).splitlines()[0]}"
-    return "" if shapes == [output.shape for output in before] else "the shapes of the outputs depend on its width"
-
-
-def _first(whole: Mapping[str, str]) -> str:
-    """Some of the layers that keep their width, and why, for an error."""
-    return "; ".join(f"{layer}: {reason}" for layer, reason in list(whole.items())[:3])
-
-
-def _run(net: nn.Module, inputs: Inputs) -> list[Any]:
-    outputs = net(*inputs)
-    several = outputs.values() if isinstance(outputs, Mapping) else outputs
-    return [outputs] if hasattr(outputs, "shape") else list(several)
-
-
 def sample(task: Task) -> Inputs:
     """Two samples of the calibration split: real ones, for a network that looks something up."""
     import torch
@@ -296,7 +146,7 @@ def figures(net: nn.Module, inputs: Inputs, task: Task) -> dict[str, Any]:
     from edgedl.measure import evaluate
     from edgedl.torch_session import TorchSession
 
-    widths = ("out_channels", "out_features")
+    widths = ("out_channels", "out_features", "embedding_dim", "hidden_size", "num_heads")
     return {
         "widths": {
             path: shape[key] for path, shape in structure.describe(net).items() for key in widths if key in shape
@@ -310,9 +160,17 @@ def figures(net: nn.Module, inputs: Inputs, task: Task) -> dict[str, Any]:
 def macs(net: nn.Module, inputs: Inputs) -> int:
     """Multiply-accumulates for one sample, half of what PyTorch counts as operations."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        net.eval()(*(values[:1] for values in inputs))
+    # Kernels that hold a whole recurrent layer, Transformer layer or attention are not counted, and kept away.
+    counter, fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            warnings.simplefilter("ignore")  # without oneDNN PyTorch speaks of GPUs
+            with torch.backends.mkldnn.flags(enabled=False), counter:
+                net.eval()(*(values[:1] for values in inputs))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2
