@@ -1,0 +1,190 @@
+"""The Markdown tables of the results: `python -m benchmarks.table` writes each beside its file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+OURS = "edgedl"
+RUNTIMES = ("tflite", "onnxruntime")
+NONE = "–"
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Reads what results there are, writes their tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder")
+    folder = parser.parse_args().results
+    for name, written in (("quantization", markdown), ("pruning", pruning)):
+        if (file := folder / f"{name}.json").exists():
+            file.with_suffix(".md").write_text(written(json.loads(file.read_text())))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """First static int8 at a glance, then every file of every network."""
+    rows: list[Row] = results["rows"]
+    device = results["device"]
+    networks = _unique(row["network"] for row in rows)
+    lines = [
+        "# Quantization: edgedl against the specialists",
+        "",
+        f"Measured on {device['name']}, one thread, batches of one; seeds {_seeds(rows)}: means over "
+        "them, medians for times. Written by `benchmarks/table.py`.",
+        "",
+        "## Static int8 at a glance",
+        "",
+        "dB: outputs against the float network's over the whole test split; s: from the trained PyTorch network to the "
+        "file; each tool by the setting with the most dB. A tool that leaves layers in float has more dB, and a larger "
+        "or slower file, which the tables below show.",
+        "",
+        *_table(
+            GLANCE, [line for network in networks for runtime in RUNTIMES if (line := _glance(rows, network, runtime))]
+        ),
+    ]
+    for network in networks:
+        own = [row for row in rows if row["network"] == network]
+        lines += ["", f"## {network}", "", _about(own), ""]
+        for runtime in RUNTIMES:
+            there = [row for row in own if row.get("runtime") == runtime]
+            if there:
+                lines += [*_table(["runtime", "tool", "file", *COLUMNS], _details(there, runtime)), ""]
+        lines += [f"- {line}" for line in _failures(own)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def pruning(results: dict[str, Any]) -> str:
+    """One table: every method at every goal."""
+    rows: list[Row] = results["rows"]
+    lines = []
+    for network, share, method in dict.fromkeys((row["network"], row["share"], row["method"]) for row in rows):
+        done = [row for row in rows if (row["network"], row["share"], row["method"]) == (network, share, method)]
+        figures = [
+            f"{_mean(done, 'macs'):.1%}",
+            f"{_mean(done, 'parameters') / 1e3:.1f}",
+            _spread([row["score"] for row in done], 4),
+            *(f"{median(row[f'{runtime}_speedup'] for row in done):.2f}×" for runtime in RUNTIMES),
+            f"{median(row['seconds'] for row in done):.0f}",
+        ]
+        lines.append([network, f"{share:.0%}", method, *figures])
+    header = [
+        "network",
+        "goal",
+        "method",
+        "MACs",
+        "1,000 parameters",
+        "score",
+        *(f"{it} speed-up" for it in RUNTIMES),
+        "s",
+    ]
+    about = (
+        f"Measured on {results['device']['name']}, one thread, batches of one; seeds {_seeds(rows)}: means over them, "
+        "medians for times. Speed-ups of float files over the whole network's; s: pruning and training."
+    )
+    return "\n".join(["# Pruning: edgedl against torch-pruning", "", about, "", *_table(header, lines)]) + "\n"
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return ", ".join(map(str, sorted({row["seed"] for row in rows})))
+
+
+GLANCE = ("network", "runtime", "edgedl dB", "best peer dB", "that is", "median peer dB", "edgedl s", "median peer s")
+
+
+def _glance(rows: Sequence[Row], network: str, runtime: str) -> list[str] | None:
+    """Each tool by its best static setting; None where no static file was asked for."""
+    static = [
+        row for row in rows if row["network"] == network and row.get("runtime") == runtime and row["kind"] == "static"
+    ]
+    if not static:
+        return None
+    best: dict[str, tuple[float, float, str]] = {}
+    for peer in _unique(row["peer"] for row in static):
+        for file in _unique(row["file"] for row in static if row["peer"] == peer):
+            done = _of(static, peer, file)
+            if not any("failed" in row for row in done):
+                what = f"{peer} {Path(file).stem}, {COLUMNS['speed-up'](done)}, {COLUMNS['kB'](done)} kB"
+                worth = _mean(done, "snr_db"), median(map(_seconds, done)), what
+                best[peer] = max(best.get(peer, worth), worth)
+    ours = best.pop(OURS, None)
+    noises, seconds = [worth[0] for worth in best.values()], [worth[1] for worth in best.values()]
+    return [
+        network,
+        runtime,
+        f"{ours[0]:.1f}" if ours else "failed",
+        f"{max(noises):.1f}" if best else NONE,
+        max(best.values())[2] if best else NONE,
+        f"{median(noises):.1f}" if best else NONE,
+        f"{ours[1]:.1f}" if ours else NONE,
+        f"{median(seconds):.1f}" if best else NONE,
+    ]
+
+
+COLUMNS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "score": lambda done: f"{_mean(done, 'score'):.4f}",
+    "dB": lambda done: _spread([row["snr_db"] for row in done]),
+    "speed-up": lambda done: f"{median(row['speedup']['median'] for row in done):.2f}×",
+    "kB": lambda done: f"{_mean(done, 'size_bytes') / 1e3:.0f}",
+    "s": lambda done: f"{median(map(_seconds, done)):.1f}",
+}
+"""What is said of one file over all seeds at which it was made."""
+
+
+def _details(rows: Sequence[Row], runtime: str) -> list[list[str]]:
+    lines = []
+    for peer in _unique(row["peer"] for row in rows):
+        for file in _unique(row["file"] for row in rows if row["peer"] == peer):
+            found = _of(rows, peer, file)
+            done = [row for row in found if "failed" not in row]
+            figures = [column(done) if done else NONE for column in COLUMNS.values()]
+            failed = f" (failed {len(found) - len(done)} of {len(found)})" if len(done) < len(found) else ""
+            lines.append([runtime, peer, Path(file).stem + failed, *figures])
+    return lines
+
+
+def _failures(rows: Sequence[Row]) -> list[str]:
+    """One line for every reason."""
+    said = (f"{row['peer']} {row['file']}: {row['failed']}" for row in rows if "failed" in row)
+    return _unique(said)
+
+
+def _about(rows: Sequence[Row]) -> str:
+    references = {row["seed"]: row["reference_score"] for row in rows}
+    return f"Score: {rows[0]['metric']}; the float network in PyTorch: {mean(references.values()):.4f}."
+
+
+def _of(rows: Sequence[Row], peer: str, file: str) -> list[Row]:
+    return [row for row in rows if (row["peer"], row["file"]) == (peer, file)]
+
+
+def _seconds(row: Row) -> float:
+    """From the trained PyTorch network to the file, the float file that a tool starts from included."""
+    return float(row["seconds"] + row.get("export_seconds", 0.0))
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    return float(mean(row[key] for row in rows))
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    ends = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{ends}"
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---"] * len(header)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The benchmarks' own code: what makes rows of files and a table of rows. The peers themselves are not run here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import environments, networks, pruning, quantization, table
+from benchmarks.networks import SUBJECTS, Subject
+from benchmarks.peers import edgedl as ours
+from edgedl import training
+from edgedl.core import TensorSpec
+from edgedl.measure import evaluate
+from edgedl.models.cnn import CNN
+from edgedl.steps.prune import macs, sample
+from edgedl.steps.quantize import Quantize
+from edgedl.steps.train import Train
+from edgedl.tasks.digits import Digits
+from edgedl.torch_session import TorchSession, named_outputs
+
+
+def row(peer: str, file: str, seed: int = 0, network: str = "cnn", **facts) -> dict:
+    runtime = quantization.RUNTIMES[file[file.index(".") :]]
+    found = {"network": network, "seed": seed, "peer": peer, "file": file, "runtime": runtime} | facts
+    return found | {"kind": quantization.kind(found), "metric": "accuracy", "reference_score": 0.95}
+
+
+def done(snr_db: float, seconds: float = 2.0, speedup: float = 2.0) -> dict:
+    return {
+        "score": 0.9,
+        "snr_db": snr_db,
+        "seconds": seconds,
+        "size_bytes": 5000,
+        "speedup": {"median": speedup, "ci95": [speedup, speedup]},
+    }
+
+
+def test_the_table_holds_ours_against_the_best_and_the_median_of_the_peers():
+    rows = [
+        row("float", "float.tflite", **done(120)),
+        row("edgedl", "static.tflite", 0, **done(40)),
+        row("edgedl", "static.tflite", 1, **done(42, seconds=4.0)),
+        row("torchao", "static.tflite", **done(30, seconds=1.0)),
+        row("ai_edge_quantizer", "static-a.tflite", export_seconds=0.5, **done(20)),
+        row("ai_edge_quantizer", "static-b.tflite", export_seconds=0.5, **done(36, speedup=1.5)),
+        row("ai_edge_quantizer", "dynamic.tflite", **done(90)),
+    ]
+    text = table.markdown({"device": {"name": "a machine"}, "rows": rows})
+    best = "ai_edge_quantizer static-b, 1.50×, 5 kB"
+    assert f"| cnn | tflite | 41.0 | 36.0 | {best} | 33.0 | 3.0 | 1.8 |" in text
+    assert "| tflite | edgedl | static | 0.9000 | 41.0 (40.0 to 42.0) | 2.00× | 5 | 3.0 |" in text
+    assert "| tflite | ai_edge_quantizer | dynamic | 0.9000 | 90.0 | 2.00× | 5 | 2.0 |" in text
+
+
+def test_failures_are_in_the_table_with_their_reason():
+    rows = [
+        row("float", "float.onnx", network="lstm", **done(120)),
+        row("edgedl", "static.onnx", network="lstm", failed="UnsupportedOperator: aten.lstm"),
+        row("nncf", "static.onnx", 0, network="lstm", **done(30)),
+        row("nncf", "static.onnx", 1, network="lstm", failed="ended by signal 11"),
+    ]
+    text = table.markdown({"device": {"name": "a machine"}, "rows": rows})
+    assert "| lstm | onnxruntime | failed | – | – | – | – | – |" in text  # nncf did not make it at every seed
+    assert "| onnxruntime | edgedl | static (failed 1 of 1) | – | – | – | – | – |" in text
+    assert "| onnxruntime | nncf | static (failed 1 of 2) | 0.9000 | 30.0 | 2.00× | 5 | 2.0 |" in text
+    assert "- edgedl static.onnx: UnsupportedOperator: aten.lstm" in text
+
+
+def test_the_table_of_pruning_averages_over_seeds():
+    facts = {"network": "cnn", "share": 0.5, "method": "a", "parameters": 2000, "seconds": 3.0}
+    facts |= {"macs": 0.4, "tflite_speedup": 2.0, "onnxruntime_speedup": 1.5}
+    rows = [facts | {"seed": 0, "score": 0.9}, facts | {"seed": 1, "score": 0.8, "macs": 0.5}]
+    text = table.pruning({"device": {"name": "a machine"}, "rows": rows})
+    assert "| cnn | 50% | a | 45.0% | 2.0 | 0.8500 (0.8000 to 0.9000) | 2.00× | 1.50× | 3 |" in text
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_network_learns_one_step(name):
+    task = SUBJECTS[name].task
+    net = SUBJECTS[name].network.build(task)
+    torch.manual_seed(0)
+    batch = {key: torch.rand(8, *spec.shape) for key, spec in task.inputs.items()}
+    batch["label"] = torch.randint(10, (8,))
+    rule = torch.optim.Adam(net.parameters(), lr=1e-3)
+
+    def loss() -> torch.Tensor:
+        return task.loss(named_outputs(net(*(batch[key] for key in task.inputs)), task), batch)
+
+    before = loss()
+    before.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
+    rule.step()
+    assert loss() < before
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer", "generator"])
+def test_the_tasks_of_the_benchmarks_have_what_their_networks_take(name):
+    task = SUBJECTS[name].task
+    arrays = task.arrays("test")
+    assert all(arrays[key].shape[1:] == spec.shape for key, spec in task.inputs.items())
+    net = SUBJECTS[name].network.build(task).eval()
+    with torch.no_grad():
+        outputs = named_outputs(net(*(torch.from_numpy(arrays[key]) for key in task.inputs)), task)
+    assert np.isfinite(task.score({key: value.numpy() for key, value in outputs.items()}, arrays))
+
+
+def test_our_own_row_of_a_small_network(tmp_path, monkeypatch):
+    tiny = Subject(Digits(), CNN(widths=(4,), hidden=8), Train(epochs=2, lr=1e-2))
+    monkeypatch.setitem(SUBJECTS, "tiny", tiny)
+    monkeypatch.setitem(ours.FORMS, "static", Quantize(calibrator="min-max"))
+    source = networks.prepare("tiny", 0, tmp_path / "tiny-0")
+    files = {"tflite": tmp_path / "static.tflite", "onnxruntime": tmp_path / "static.onnx"}
+    rows = []
+    for use, file in files.items():
+        rows.append({"peer": "float", "file": networks.FLOAT_FILES[use]})
+        rows.append({"peer": "edgedl", "file": file.name} | ours.write("static", use, source, file))
+    rows.append({"peer": "nncf", "file": "static-x.onnx", "failed": "no"})
+    (tmp_path / "static-broken.tflite").write_bytes(b"nothing")
+    rows.append({"peer": "torchao", "file": "static-broken.tflite", "seconds": 1.0})
+    folders = {"float": source, "edgedl": tmp_path, "nncf": tmp_path, "torchao": tmp_path}
+    monkeypatch.setattr(quantization, "BENCH", quantization.BENCH.model_copy(update={"min_seconds": 0.01}))
+    quantization.judge(tiny, source, [(each, folders[each["peer"]] / each["file"]) for each in rows])
+    exported_tflite, our_tflite, exported_onnx, our_onnx, failed, broken = rows
+    for exact in (exported_tflite, exported_onnx):
+        assert exact["snr_db"] > 100
+        assert exact["speedup"]["median"] == 1.0
+    for int8, exact in ((our_tflite, exported_tflite), (our_onnx, exported_onnx)):
+        assert 20 < int8["snr_db"] < 60
+        assert int8["agreement"]["max_steps"] == 0
+        assert int8["size_bytes"] < exact["size_bytes"]
+        assert int8["kind"] == "static"
+        assert int8["seconds"] > 0
+        assert int8["score"] == pytest.approx(exact["score"], abs=0.05)
+    assert failed["failed"] == "no"
+    assert "score" not in failed
+    assert broken["failed"].startswith("static-broken.tflite: no TFLite file")
+    assert networks.prepare("tiny", 0, source) == source  # trained once
+    assert json.loads((source / "source.json").read_text())["export_seconds"].keys() == {"tflite", "onnxruntime", "pt2"}
+
+
+def test_a_peer_that_crashes_fails_at_one_file_alone(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho \'{"seconds": 1.0}\' > "$4/$5.json"\nkill -SEGV $$\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(environments, "python", lambda peer, cache: python)
+    found = quantization.compress("nncf", tmp_path, tmp_path / "out", ["a.onnx", "b.onnx", "c.onnx"], tmp_path)
+    assert found == {"a.onnx": {"seconds": 1.0}, "b.onnx": {"failed": "ended by signal 11"}, "c.onnx": {"seconds": 1.0}}
+
+
+def test_what_the_results_hold_is_not_made_again():
+    rows = [row("onnxruntime", "dynamic.onnx"), row("onnxruntime", "static-minmax.onnx", seed=1)]
+    wanted = quantization.missing(rows, "cnn", 0, ["onnxruntime"], fresh=False)
+    everything = quantization.missing(rows, "cnn", 0, ["onnxruntime"], fresh=True)
+    assert set(everything["onnxruntime"]) - set(wanted["onnxruntime"]) == {"dynamic.onnx"}
+    replaced = quantization.merged(rows, [row("onnxruntime", "dynamic.onnx", failed="now"), row("float", "float.onnx")])
+    assert [each["file"] for each in replaced] == ["float.onnx", "dynamic.onnx", "static-minmax.onnx"]
+    assert replaced[1]["failed"] == "now"
+
+
+@pytest.mark.parametrize("peer", quantization.PEERS)
+def test_a_peer_says_what_it_writes_before_its_packages_are_there(peer):
+    files = importlib.import_module(f"benchmarks.peers.{peer}").FILES
+    assert files
+    assert all(file[file.index(".") :] in quantization.RUNTIMES for file in files)
+    assert (environments.PEERS / f"{peer}.txt").exists() == (peer != "edgedl")
+
+
+def test_a_file_of_int8_inputs_and_outputs_is_fed_and_read_in_its_codes(monkeypatch):
+    class Identity:
+        runtime = "none"
+        inputs = {"a": TensorSpec((1, 1, 28, 28), "int8")}  # noqa: RUF012
+        outputs = {"b": TensorSpec((1, 1, 28, 28), "int8")}  # noqa: RUF012
+
+        def run(self, batch):
+            assert batch["a"].dtype == np.int8
+            return {"b": batch["a"]}
+
+    monkeypatch.setattr(quantization, "_grids", lambda session: {"a": (1 / 255, -128), "b": (1 / 255, -128)})
+    image = Digits().arrays("test")["image"][:1]
+    (answer,) = quantization.Adapted(Identity(), SUBJECTS["generator"].task).run({"image": image}).values()
+    assert np.abs(answer - image).max() <= 0.5 / 255 + 1e-6
+    assert not np.array_equal(answer, image)
+
+
+@pytest.mark.parametrize("method", ["torch-pruning magnitude", "torch-pruning taylor"])
+def test_torch_pruning_reaches_the_goal_in_multiples_and_learns(method, monkeypatch):
+    monkeypatch.setattr(pruning, "EPOCHS", 2)
+    monkeypatch.setattr(pruning, "LR", 1e-2)
+    training.seed(0)
+    net = CNN(widths=(16, 32), hidden=32).build(Digits())
+    found = pruning.METHODS[method](net, Digits(), 0.5)
+    inputs = sample(Digits())
+    assert 0.1 < macs(found, inputs) / macs(net, inputs) <= 0.5
+    assert all(module.out_channels % pruning.ROUND_TO == 0 for module in found if hasattr(module, "out_channels"))
+    assert evaluate(TorchSession(found, Digits()), Digits(), "test").score > 0.5
+    assert net.conv1.out_channels == 16
