@@ -49,7 +49,7 @@ def _multiplied(node: Node, values: list[torch.Tensor], scales: list[np.float32]
     sums: torch.Tensor = cast("Any", node.target)(*values)
     if exponent > 0:
         return torch.round(sums * float(np.ldexp(mantissa, exponent)))
-    rounded = torch.round(sums * float(mantissa)) * 2.0 ** float(exponent)
+    rounded: torch.Tensor = torch.round(sums * float(mantissa)) * 2.0 ** float(exponent)
     if sums.shape[1:-2].numel() == 1:
         return torch.floor(rounded + 0.5)
     return rounded.sign() * torch.floor(rounded.abs() + 0.5)
