@@ -193,7 +193,7 @@ def _followable(net: nn.Module) -> tuple[nn.Module, Origins]:
 
 def _image_channels(grad_fn: Any) -> int | None:
     """The channels of what a reshape was given, if that was an image (N, C, H, W)."""
-    sizes = getattr(grad_fn, "_saved_self_sym_sizes", ())
+    sizes: tuple[int, ...] = getattr(grad_fn, "_saved_self_sym_sizes", ())
     return int(sizes[1]) if len(sizes) == 4 else None
 
 
@@ -206,7 +206,7 @@ def _real(block: Block, origins: Origins, net: nn.Module) -> Block:
             parts.append(Slice(path, attribute, places))
     real = replace(block, lanes=(tuple(parts),))
     for path in {part.path for part in parts if part.attribute == "heads"}:
-        attention = net.get_submodule(path)
+        attention: Any = net.get_submodule(path)
         if real.num_channels != attention.num_heads * attention.head_dim:
             raise _Whole(f"it is only a part of the heads of {path}")
         real = real.by_heads(attention.num_heads)
@@ -273,7 +273,9 @@ def _of_one_width(blocks: Sequence[Block], whole: dict[str, str], net: nn.Module
     joined = []
     for layers, members in teams:
         held = [(part.path, part.attribute) for block in members for part in block.slices]
-        needed = [(path, f"recurrent_{lane}") for path in layers for lane in sequence_layers.lanes(net.get_submodule(path))]
+        needed = [
+            (path, f"recurrent_{lane}") for path in layers for lane in sequence_layers.lanes(net.get_submodule(path))
+        ]
         alike = len({(block.num_channels, block.lockstep) for block in members}) == 1
         if alike and all(held.count(lane) == 1 for lane in needed):
             lanes = tuple(lane for block in members for lane in block.lanes)

@@ -22,7 +22,7 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     What fails for one target is a row of the report with its reason; the others go on.
     Raises `UsageError` before anything expensive, and whatever a step raises.
     """
-    plugins.require(recipe.targets)
+    plugins.require(recipe.needed_targets)
     task = recipe.task
     task.arrays("test")
     for step in recipe.steps:

@@ -119,7 +119,8 @@ def silence(net: nn.Module, pieces: Sequence[Piece]) -> None:
 
 def _alike(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
     return all(
-        bool(((one - other).abs() <= TOLERANCE * one.abs().max()).all()) for one, other in zip(some, others, strict=True)
+        bool(((one - other).abs() <= TOLERANCE * one.abs().max()).all())
+        for one, other in zip(some, others, strict=True)
     )
 
 

@@ -23,6 +23,8 @@ Location = tuple[str | int, ...]
 
 PARTS: dict[str, plugins.Kind] = {"task": "tasks", "model": "models", "steps": "steps", "targets": "targets"}
 SEVERAL = ("steps", "targets")
+NESTED: dict[str, plugins.Kind] = {"target": "targets"}
+"""Keys of parts that hold another part."""
 FOREIGN = {
     "description": "A class of one's own, package.module:Class; its keys are its fields.",
     "type": "object",
@@ -46,6 +48,12 @@ class Recipe(BaseModel):
     targets: tuple[SerializeAsAny[Target], ...] = Field(min_length=1)
     limits: Limits = Limits()
     bench: Bench = Bench()
+
+    @property
+    def needed_targets(self) -> tuple[Target, ...]:
+        """Those to build for, and those that a step measures on."""
+        found = (getattr(step, "target", None) for step in self.steps)
+        return (*self.targets, *(target for target in found if isinstance(target, Target)))
 
     @model_validator(mode="after")
     def _learns_before_it_plans(self) -> Recipe:
@@ -152,6 +160,9 @@ def _part(kind: plugins.Kind, entry: Any, location: Location, text: str, file: P
         found = plugins.load(kind, entry["use"])
     except UsageError as error:
         raise RecipeError(f"{_place(file, text, (*location, 'use'))}: {error}") from error
+    for key, kind in NESTED.items():
+        if key in entry and key in found.model_fields:  # by itself first, so that an error says where in it
+            _part(kind, entry[key], (*location, key), text, file)
     return cast("Part", _validated(found, entry, location, text, file))
 
 

@@ -21,27 +21,25 @@ Origins = dict[tuple[str, str], tuple[tuple[str, np.ndarray], ...]]
 """(layer in a stand-in, its width) -> for each width of the real layer that it stands for, the places, (width, n)."""
 
 
-def is_recurrent(module: nn.Module) -> bool:
+def is_recurrent(module: Any) -> bool:
     """Whether its hidden units can be pruned: those of a projected LSTM cannot."""
     return type(module) in (nn.LSTM, nn.GRU, nn.RNN) and module.proj_size == 0
 
 
-def is_attention(module: nn.Module) -> bool:
+def is_attention(module: Any) -> bool:
     """Whether its heads can be pruned: queries, keys and values in one matrix, and nothing appended to them."""
-    known = type(module) is MultiheadAttention or (
-        type(module) is nn.MultiheadAttention and module._qkv_same_embed_dim
-    )
+    known = type(module) is MultiheadAttention or (type(module) is nn.MultiheadAttention and module._qkv_same_embed_dim)
     return known and module.bias_k is None and not module.add_zero_attn
 
 
-def counts_heads(module: nn.Module) -> str:
+def counts_heads(module: Any) -> str:
     """The attribute in which attention written by hand keeps the number of its heads; "" for any other module."""
     if module._parameters or module._buffers or not any(isinstance(child, nn.Linear) for child in module.children()):
         return ""
     return next((name for name in NUM_HEADS if type(getattr(module, name, None)) is int), "")
 
 
-def heads_in(module: nn.Module, inner: int) -> int:
+def heads_in(module: Any, inner: int) -> int:
     """How many heads attention written by hand has if they are `inner` wide together; 0 if it doesn't say."""
     if name := counts_heads(module):
         heads = getattr(module, name)
@@ -51,7 +49,7 @@ def heads_in(module: nn.Module, inner: int) -> int:
     return heads if heads > 0 and inner % heads == 0 else 0
 
 
-def axes(module: nn.Module) -> dict[str, dict[str, int]]:
+def axes(module: Any) -> dict[str, dict[str, int]]:
     """Widths that pruning can change, each with the tensors and dimensions that it sets; empty for other modules.
 
     A recurrent layer has units, and what it takes, for each of its lanes: a layer in one direction.
@@ -69,7 +67,7 @@ def axes(module: nn.Module) -> dict[str, dict[str, int]]:
     return {"heads": {}} if counts_heads(module) else {}
 
 
-def sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+def sizes(module: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """What a structure says of such a module if its tensors are those given; empty for other modules."""
     if is_recurrent(module):
         return {"input_size": tensors["weight_ih_l0"].shape[1], "hidden_size": tensors["weight_hh_l0"].shape[1]}
@@ -80,7 +78,7 @@ def sizes(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, i
     return {name: getattr(module, name)} if name else {}
 
 
-def resize(module: nn.Module, wanted: Mapping[str, Any]) -> None:
+def resize(module: Any, wanted: Mapping[str, Any]) -> None:
     """Gives such a module other widths, in place, with zeros for weights."""
     if is_recurrent(module):
         hidden, gates = wanted["hidden_size"], NUM_GATES[module.mode]
@@ -109,18 +107,18 @@ def resize(module: nn.Module, wanted: Mapping[str, Any]) -> None:
         setattr(module, name, wanted[name])
 
 
-def _zeros(module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+def _zeros(module: Any, name: str, shape: tuple[int, ...]) -> None:
     old = getattr(module, name)
     setattr(module, name, nn.Parameter(old.detach().new_zeros(shape), old.requires_grad))
 
 
-def lanes(module: nn.Module) -> list[str]:
+def lanes(module: Any) -> list[str]:
     """Each layer in each direction, as PyTorch's parameters spell it: l0, l0_reverse, l1 ..."""
     directions = ("", "_reverse") if module.bidirectional else ("",)
     return [f"l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
 
 
-def stand_in(module: nn.Module) -> tuple[nn.Module, Origins] | None:
+def stand_in(module: Any) -> tuple[nn.Module, Origins] | None:
     """Plain layers with the same dependencies among channels, and what each of them stands for; None if not needed."""
     if is_recurrent(module):
         hidden, gates = module.hidden_size, NUM_GATES[module.mode]
@@ -145,7 +143,7 @@ def stand_in(module: nn.Module) -> tuple[nn.Module, Origins] | None:
 class _Recurrent(nn.Module):
     """A linear layer for each lane; whatever its state begins with is coupled to its units."""
 
-    def __init__(self, real: nn.Module) -> None:
+    def __init__(self, real: Any) -> None:
         super().__init__()
         for name in real.__constants__:  # a network may ask its layer for them
             setattr(self, name, getattr(real, name))
@@ -178,14 +176,16 @@ class _Attention(nn.Module):
 
     batch_first, in_proj_bias, _qkv_same_embed_dim = False, None, False
 
-    def __init__(self, real: nn.Module) -> None:
+    def __init__(self, real: Any) -> None:
         super().__init__()
         self.steps = 1 if real.batch_first else 0
         self.embed_dim, self.num_heads, self.head_dim = real.embed_dim, real.num_heads, real.head_dim
         self.enter = nn.Linear(real.embed_dim, real.num_heads * real.head_dim)
         self.out_proj = nn.Linear(real.num_heads * real.head_dim, real.out_proj.out_features)
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any
+    ) -> tuple[torch.Tensor, None]:
         steps = self.steps if query.ndim == 3 else 0
         # One matrix takes all three, so that they hang together.
         taken = query + key.mean(dim=steps, keepdim=True) + value.mean(dim=steps, keepdim=True)
@@ -216,13 +216,15 @@ class MultiheadAttention(nn.MultiheadAttention):
         weights = self.in_proj_weight.chunk(3)
         biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         queries, keys, values = (
-            functional.linear(taken, weight, bias).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+            functional.linear(taken, weight, bias)
+            .reshape(*taken.shape[:2], self.num_heads, self.head_dim)
+            .transpose(1, 2)
             for taken, weight, bias in zip(given, weights, biases, strict=True)
         )
         mask = None
         if attn_mask is not None:
             mask = _additive(attn_mask, queries)
-            mask = mask.unflatten(0, (-1, self.num_heads)) if mask.ndim == 3 else mask
+            mask = mask.view(-1, self.num_heads, *mask.shape[1:]) if mask.ndim == 3 else mask
         if key_padding_mask is not None:
             padding = _additive(key_padding_mask if batched else key_padding_mask.unsqueeze(0), queries)
             padding = padding[:, None, None, :]
@@ -248,3 +250,21 @@ def _additive(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
+
+
+class Alone(nn.Module):
+    """A layer by itself with one output: images are in the order in which runtimes keep them, channels last."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if isinstance(self.layer, nn.MultiheadAttention):
+            x = x if self.layer.batch_first else x.transpose(0, 1)
+            return self.layer(x, x, x, need_weights=False)[0]
+        if isinstance(self.layer, nn.RNNBase):
+            return self.layer(x if self.layer.batch_first else x.transpose(0, 1))[0]
+        if isinstance(self.layer, nn.Linear):
+            return self.layer(x)
+        return self.layer(x.movedim(-1, 1)).movedim(1, -1)

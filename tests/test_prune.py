@@ -434,6 +434,18 @@ def test_what_cannot_go_stays_and_what_goes_leaves_no_trace(name):
     rebuilt(net, smaller, task)
 
 
+@pytest.mark.parametrize("flat", [nn.Flatten(), Apply(lambda x: x.reshape(len(x), -1)), Apply(lambda x: x.flatten(1))])
+def test_a_concatenation_that_is_flattened_can_be_pruned(flat):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 1), Branches(8, 8), flat, nn.Linear(32 * 144, 16), nn.ReLU(), nn.Linear(16, 5))
+    assert {block.name for block in blocks_of(net.eval())} == {"0", "1.left", "1.right", "3"}
+    silence(net, blocks_of(net), 0.5, np.random.default_rng(0))
+    smaller, _ = pruned(net, ratio=0.5, round_to=1, importance="l1", scope="local")
+    assert widths(smaller) == {"0": 4, "1.left": 4, "1.right": 8, "3": 8, "5": 5}
+    torch.testing.assert_close(outputs(smaller), outputs(net), rtol=1e-4, atol=1e-4)
+    rebuilt(net, smaller, IMAGE)
+
+
 def test_a_shared_layer_and_shared_weights_stay_right():
     shared = nn.Linear(16, 16)
     tied = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 4))
@@ -500,8 +512,8 @@ def test_every_importance_beats_chance(digits_net, scope):
         return accuracy(pruned(digits_net, Digits(), ratio=0.5, importance=importance, scope=scope, seed=seed)[0])
 
     chance = np.mean([score("random", seed) for seed in range(5)])
-    for importance in ("taylor", "l1", "l2"):
-        assert score(importance) > chance + 0.1, importance
+    for name in ("taylor", "l1", "l2"):
+        assert score(name) > chance + 0.1, name
 
 
 @given(net=networks(kinds=("plain", "norm", "depthwise", "pool")), use=st.sampled_from(["tflite", "onnxruntime"]))
@@ -586,7 +598,9 @@ def test_what_is_not_known_stays_as_it_is_or_is_an_error():
             super().__init__()
             self.scale = nn.Parameter(torch.ones(width))
 
-    same = nn.ModuleDict({"rnn": nn.LSTM(4, 8, proj_size=2), "own": Scaled(3), "slope": nn.PReLU(), "norm": nn.LayerNorm((4, 5))})
+    same = nn.ModuleDict(
+        {"rnn": nn.LSTM(4, 8, proj_size=2), "own": Scaled(3), "slope": nn.PReLU(), "norm": nn.LayerNorm((4, 5))}
+    )
     described = structure.describe(same)
     assert described["own"] == {"kind": "Scaled", "shapes": {"scale": [3]}}
     structure.reshape(same, described)

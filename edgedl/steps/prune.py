@@ -7,15 +7,25 @@ import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from edgedl import plugins, structure
 from edgedl.blocks import Block, find_again
-from edgedl.core import MissingPackage, Model, Task, UsageError
+from edgedl.core import MissingPackage, Model, Target, Task, UsageError
 from edgedl.importance import IMPORTANCES, paired, score
 from edgedl.learning import LearningStep
 from edgedl.prunable import Piece, first_reasons, prunable, without
@@ -24,7 +34,19 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from edgedl.latency_goal import LatencyGoal
+
     Inputs = tuple[torch.Tensor, ...]
+
+LEAST_COST = 1e-3
+"""Of the highest cost of a channel: what one counts that seems to cost nothing, or less."""
+
+SOME_TARGET = {
+    "description": "A target with its own keys, as under targets.",
+    "type": "object",
+    "properties": {"use": {"type": "string"}},
+    "required": ["use"],
+}
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -32,13 +54,18 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Prune(LearningStep):
     """Dependency-graph pruning (Fang et al., DepGraph, CVPR 2023): channels that are coupled over layers go together.
 
-    Give `ratio`, the share of prunable channels to remove, or `macs`, the share of multiply-accumulates to keep.
-    Each of the `iterations` takes an equal stride there, and then trains for `epochs`, if any.
+    Give one goal: `ratio`, the share of prunable channels to remove; `macs` or `size`, the share of
+    multiply-accumulates or of parameters to keep; or `latency_ms`, what the file for `target` is to take for one
+    sample, at `precision`. Each of the `iterations` takes an equal stride there, and then trains for `epochs`, if any.
     """
 
     use: str = "prune"
     ratio: Share | None = None
     macs: Share | None = None
+    size: Share | None = None
+    latency_ms: PositiveFloat | None = None
+    target: Annotated[SerializeAsAny[Target] | None, WithJsonSchema(SOME_TARGET)] = None
+    precision: Literal["fp32", "int8"] = "fp32"
     round_to: PositiveInt = 8
     importance: Literal["taylor", "l1", "l2", "bn", "random"] = "taylor"
     scope: Literal["global", "local"] = "global"
@@ -48,14 +75,27 @@ class Prune(LearningStep):
 
     cuts: ClassVar[bool] = True
 
+    @field_validator("target", mode="before")
+    @classmethod
+    def _loaded(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("use"), str):
+            return value
+        return plugins.load("targets", value["use"]).model_validate(value)
+
     @model_validator(mode="after")
     def _one_goal(self) -> Prune:
-        if (self.ratio is None) == (self.macs is None):
-            raise ValueError("prune needs ratio (of channels to remove) or macs (share to keep), one of the two")
+        if sum(goal is not None for goal in (self.ratio, self.macs, self.size, self.latency_ms)) != 1:
+            raise ValueError(
+                "prune needs one goal: ratio (of channels to remove), macs or size (share to keep), or latency_ms"
+            )
+        if self.latency_ms is not None and self.target is None:
+            raise ValueError('latency_ms needs the target that is to reach it: target = { use = "tflite" }')
+        if self.latency_ms is None and (self.target is not None or self.precision != "fp32"):
+            raise ValueError("target and precision belong to latency_ms")
         return self
 
     def apply(self, model: Model, task: Task) -> Model:
-        """Raises `MissingPackage`, and `UsageError` where nothing can be removed or `macs` cannot be reached."""
+        """Raises `MissingPackage`, and `UsageError` where nothing can be removed or the goal cannot be reached."""
         if not plugins.installed("torch_pruning"):
             raise MissingPackage(f"step prune needs torch-pruning: {plugins.pip_line('train')}")
         if model.quantization is not None:
@@ -64,39 +104,75 @@ class Prune(LearningStep):
         blocks, whole = prunable(net, inputs)
         original = {block.name: block.width for block in blocks}
         before = figures(net, inputs, task)
+        metrics: dict[str, Any] = {"before": before}
         rounds: list[dict[str, Any]] = []
-        for number in range(1, self.iterations + 1):
-            if number > 1:
-                blocks = find_again(net, inputs, [block for block in blocks if block.name in original])
-            scores = score(net, task, blocks, IMPORTANCES[self.importance])
-            for unscored in (block.name for block in blocks if block.name not in scores):
-                whole[unscored] = "no batch norm to score it by"
-                del original[unscored]
-            pieces = self._in_order(blocks, scores, original)
-            count = self._count(net, inputs, pieces, before["macs"], number / self.iterations)
-            net = without(net, pieces[:count])
-            found = figures(net, inputs, task)
-            history: list[dict[str, float]] = []
-            if count and self.epochs:
-                net, history = self.fit(net, task, task.loss)
-            trained = {"score_before_training": found["score"], "training": history}
-            rounds.append((figures(net, inputs, task) if history else found) | trained)
-        if rounds[-1]["widths"] == before["widths"]:
+        with self._clock(net, blocks, task, inputs) as clock:
+            for number in range(1, self.iterations + 1):
+                if number > 1:
+                    blocks = find_again(net, inputs, [block for block in blocks if block.name in original])
+                scores = score(net, task, blocks, IMPORTANCES[self.importance])
+                for unscored in (block.name for block in blocks if block.name not in scores):
+                    whole[unscored] = "no batch norm to score it by"
+                    del original[unscored]
+                pieces = self._in_order(blocks, scores, original, self._costs(net, blocks, clock))
+                timed: dict[str, Any] = {}
+                if clock is None:
+                    count = self._count(net, inputs, pieces, before, number / self.iterations)
+                else:
+                    if number == 1:
+                        metrics["latency"] = clock.describe(clock.check(pieces))
+                    count, found_ms = clock.choose(net, pieces, number / self.iterations)
+                    timed = {"latency": found_ms}
+                net = without(net, pieces[:count])
+                found = figures(net, inputs, task)
+                history: list[dict[str, float]] = []
+                if count and self.epochs:
+                    net, history = self.fit(net, task, task.loss)
+                trained = {"score_before_training": found["score"], "training": history}
+                rounds.append((figures(net, inputs, task) if history else found) | trained | timed)
+        if rounds[-1]["widths"] == before["widths"] and self.latency_ms is None:
             raise UsageError(
                 f"prune: too little is asked for, or round_to = {self.round_to} is too coarse: nothing is removed "
                 f"from widths {sorted(set(original.values()))}; {first_reasons(whole)}"
             )
-        return model.after(self, {"before": before, "iterations": rounds, "left_whole": whole}, net=net)
+        return model.after(self, metrics | {"iterations": rounds, "left_whole": whole}, net=net)
+
+    def _clock(
+        self, net: nn.Module, blocks: Sequence[Block], task: Task, inputs: Inputs
+    ) -> LatencyGoal | nullcontext[None]:
+        if self.latency_ms is None or self.target is None:
+            return nullcontext()
+        from edgedl.latency_goal import LatencyGoal
+
+        return LatencyGoal(self.latency_ms, self.target, self.precision, net, blocks, task, inputs)
+
+    def _costs(self, net: nn.Module, blocks: Sequence[Block], clock: LatencyGoal | None) -> dict[str, float]:
+        """What a channel of each block takes in ms by the table; 1 each where time is not the goal."""
+        costs = dict.fromkeys((block.name for block in blocks), 1.0)
+        if clock is not None:
+            full = clock.predict(net)
+            for block in blocks:
+                gone = block.num_channels // 2
+                if gone:
+                    saved = full - clock.predict(without(net, [Piece(block, range(gone), 0, 0)]))
+                    costs[block.name] = saved / (gone * block.size)
+        return costs
 
     def _in_order(
-        self, blocks: Sequence[Block], scores: Mapping[str, np.ndarray], original: Mapping[str, int]
+        self,
+        blocks: Sequence[Block],
+        scores: Mapping[str, np.ndarray],
+        original: Mapping[str, int],
+        costs: Mapping[str, float],
     ) -> list[Piece]:
         """All that can be removed, what goes first in front; every beginning of the list is a valid choice.
 
-        "global" ranks by score over the block's mean, as layers differ in scale; "local" thins all blocks alike.
+        "global" ranks by score over the block's mean, as layers differ in scale, and over what a channel costs (as
+        Shen et al., Structural Pruning via Latency-Saliency Knapsack, NeurIPS 2022); "local" thins all blocks alike.
         """
         pieces = []
         blocks = [block for block in blocks if block.name in scores]
+        cheapest = max(max(costs.values(), default=1.0), 1e-12) * LEAST_COST
         for block in blocks:
             block, values = paired(block, scores[block.name])
             ascending = np.argsort(values, kind="stable")
@@ -105,7 +181,7 @@ class Prune(LearningStep):
             start, end = 0, len(ascending) % unit or unit  # the first step leaves a multiple
             while end <= len(ascending) - unit:
                 chosen = ascending[start:end]
-                worth = float(values[chosen].mean() / (values.mean() or 1))
+                worth = float(values[chosen].mean() / (values.mean() or 1)) / max(costs[block.name], cheapest)
                 share = (gone + block.size * (start + end) / 2) / full
                 pieces.append(Piece(block, chosen.tolist(), worth, share))
                 start, end = end, end + unit
@@ -118,18 +194,26 @@ class Prune(LearningStep):
         shares = (gone + np.cumsum(sizes) - sizes / 2) / full
         return [replace(piece, share=float(share)) for piece, share in zip(pieces, shares, strict=True)]
 
-    def _count(self, net: nn.Module, inputs: Inputs, pieces: Sequence[Piece], full: int, progress: float) -> int:
+    def _count(
+        self, net: nn.Module, inputs: Inputs, pieces: Sequence[Piece], before: Mapping[str, Any], progress: float
+    ) -> int:
         """How many pieces go in this round; the goal is approached in equal strides."""
         if self.ratio is not None:
             return sum(piece.share <= self.ratio * progress for piece in pieces)
-        assert self.macs is not None
-        goal = full * (1 - (1 - self.macs) * progress)
-        count = bisect_left(
-            range(len(pieces) + 1), True, key=lambda num: macs(without(net, pieces[:num]), inputs) <= goal
-        )
+        name, share = ("macs", self.macs) if self.macs is not None else ("size", self.size)
+        assert share is not None
+
+        def left(count: int) -> float:
+            smaller = without(net, pieces[:count])
+            if name == "macs":
+                return macs(smaller, inputs) / float(before["macs"])
+            return num_parameters(smaller) / float(before["parameters"])
+
+        goal = 1 - (1 - share) * progress
+        count = bisect_left(range(len(pieces) + 1), True, key=lambda num: left(num) <= goal)
         if count > len(pieces):
-            least = macs(without(net, pieces), inputs) / full
-            raise UsageError(f"prune: macs = {self.macs} cannot be reached, the least is {least:.2f}; lower round_to")
+            least = left(len(pieces))
+            raise UsageError(f"prune: {name} = {share} cannot be reached, the least is {least:.2f}; lower round_to")
         return count
 
 
@@ -151,10 +235,15 @@ def figures(net: nn.Module, inputs: Inputs, task: Task) -> dict[str, Any]:
         "widths": {
             path: shape[key] for path, shape in structure.describe(net).items() for key in widths if key in shape
         },
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "parameters": num_parameters(net),
         "macs": macs(net, inputs),
         "score": evaluate(TorchSession(net, task), task, "validation").score,
     }
+
+
+def num_parameters(net: nn.Module) -> int:
+    """How many numbers are learned; shared ones count once."""
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
 def macs(net: nn.Module, inputs: Inputs) -> int:
