@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,13 @@ class ColdStart:
     """Growth of the process's peak resident memory over what it held with the runtime imported; None off Linux."""
 
 
-def evaluate(session: Session, task: Task, split: Split) -> Scored:
-    """Runs a whole split through a session, and scores what it answers."""
-    outputs = answers(session, task, task.batches(split, batch_size(session)))
-    arrays = task.arrays(split)
+def evaluate(session: Session, task: Task, split: Split, num_samples: int | None = None) -> Scored:
+    """Runs a whole split, or its first samples, through a session, and scores what it answers."""
+    size = batch_size(session)
+    num_batches = None if num_samples is None else -(-num_samples // size)
+    found = answers(session, task, islice(task.batches(split, size), num_batches))
+    outputs = {name: values[:num_samples] for name, values in found.items()}
+    arrays = {name: values[:num_samples] for name, values in task.arrays(split).items()}
     return Scored(
         outputs=outputs,
         score=task.score(outputs, arrays),

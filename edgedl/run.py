@@ -82,14 +82,16 @@ class Run:
         self.note_stage(f"steps/{index:02}-{step.label}", {})
 
     def save_quantization(self, model: Model) -> None:
-        """Keeps the grids of every scheme that was used, and how each calibrator did."""
+        """Keeps the grids of every scheme that was used, and how each calibrator and correction did."""
         if model.quantization is None:
             return
         folder = self.folder / "quantization"
         folder.mkdir()
         for scheme, simulation in model.quantization.simulations.items():
             tried = {name: vars(trial) for name, trial in simulation.tried.items()}
-            content = {"calibrator": simulation.calibrator, "tried": tried, "grids": simulation.grids()}
+            calibrator, *corrections = simulation.choice
+            chosen = {"chosen": " + ".join(simulation.choice), "calibrator": calibrator, "corrections": corrections}
+            content = {**chosen, "tried": tried, "grids": simulation.grids()}
             files.write_json(folder / f"{scheme}.json", content)
 
     @contextmanager

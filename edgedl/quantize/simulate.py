@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from edgedl import progress, stats
+from edgedl import progress
 from edgedl.core import Activation, Split, Task
 from edgedl.measure import Scored, evaluate
-from edgedl.quantize.calibrators import CALIBRATORS
+from edgedl.quantize.choose import Candidate, Trial, choose
+from edgedl.quantize.corrections import correct
+from edgedl.quantize.equalization import equalize
 from edgedl.quantize.folding import attribute, constant, fold_batch_norms
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.operators import OPERATORS, Role
@@ -24,13 +27,8 @@ from edgedl.quantize.rewrite import rewrite
 from edgedl.quantize.schemes import Scheme
 from edgedl.torch_session import BATCH_SIZE, TorchSession
 
-
-@dataclass(frozen=True)
-class Trial:
-    """How one calibrator did on validation data."""
-
-    score: float
-    sqnr_db: float
+NUM_CORRECTING = 64
+"""Calibration samples that corrections look at: they estimate means over samples and pixels, and more tell no more."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Simulation:
     graph: GraphModule
     task: Task
     scheme: Scheme
-    calibrator: str
+    choice: Candidate
+    """The calibrator, and the corrections behind it."""
     tried: Mapping[str, Trial]
     _evaluated: dict[Split, Scored] = field(default_factory=dict, repr=False)
 
@@ -83,8 +82,10 @@ class Quantization:
 
     precision = "int8"
 
-    def __init__(self, net: torch.nn.Module, task: Task, calibrator: str) -> None:
-        self.net, self.task, self.calibrator = net, task, calibrator
+    def __init__(
+        self, net: torch.nn.Module, task: Task, calibrator: str, corrections: Sequence[str] | Literal["auto"] = ()
+    ) -> None:
+        self.net, self.task, self.calibrator, self.corrections = net, task, calibrator, corrections
         self.simulations: dict[str, Simulation] = {}
 
     def simulated(self, scheme: Scheme) -> Simulation:
@@ -93,40 +94,44 @@ class Quantization:
         if key not in self.simulations:
             twin = next((found for found in self.simulations.values() if found.scheme.name == scheme.name), None)
             if twin is None:
-                self.simulations[key] = simulate(self.net, self.task, scheme, self.calibrator)
+                self.simulations[key] = simulate(self.net, self.task, scheme, self.calibrator, self.corrections)
             else:  # the same grids, run by other kernels
                 self.simulations[key] = replace(twin, scheme=scheme, _evaluated={})
         return self.simulations[key]
 
 
-def simulate(net: torch.nn.Module, task: Task, scheme: Scheme, calibrator: str = "auto") -> Simulation:
-    """Static int8: calibrates on the calibration split, once; `auto` keeps the calibrator that validates best.
+def simulate(
+    net: torch.nn.Module,
+    task: Task,
+    scheme: Scheme,
+    calibrator: str = "auto",
+    corrections: Sequence[str] | Literal["auto"] = (),
+) -> Simulation:
+    """Static int8, calibrated on the calibration split; what is "auto" is chosen on validation data."""
+    exported = export_graph(net, task)
+    fold_batch_norms(exported)
+    prepared = prepare_pt2e(exported, TableQuantizer(scheme))
+    inputs = _first(task, NUM_CORRECTING)
 
-    The best is the one with the highest validation score, among equals the one whose outputs have
-    the highest signal-to-noise ratio against the float network's.
-    """
-    graph = export_graph(net, task)
-    fold_batch_norms(graph)
-    prepared = prepare_pt2e(graph, TableQuantizer(scheme))
-    num_samples = len(next(iter(task.arrays("calibration").values())))
-    with progress.stage(f"calibrate ({scheme.name})", num_samples) as step, torch.no_grad():
-        for batch in task.batches("calibration", BATCH_SIZE):
-            prepared(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
-            step(len(next(iter(batch.values()))))
-    reference = evaluate(TorchSession(net, task), task, "validation")
-    found: dict[str, Simulation] = {}
-    tried: dict[str, Trial] = {}
-    names = list(CALIBRATORS) if calibrator == "auto" else [calibrator]
-    with progress.stage("choose calibrator", len(names)) as step:
-        for name in names:
-            found[name] = Simulation(_convert(prepared, name), task, scheme, name, tried)
-            scored = found[name].evaluated("validation")
-            noise = min(stats.sqnr_db(reference.outputs[key], scored.outputs[key]) for key in task.outputs)
-            tried[name] = Trial(scored.score, noise)
-            step(1, f"{name}: {task.metric.name} {scored.score:.4f}")
-    sign = 1 if task.metric.higher_is_better else -1
-    best = max(names, key=lambda name: (sign * tried[name].score, tried[name].sqnr_db))
-    return found[best]
+    @cache
+    def observed(equalized: bool) -> GraphModule:
+        graph: GraphModule = copy.deepcopy(prepared)
+        if equalized:
+            equalize(graph, inputs)
+        num_samples = len(next(iter(task.arrays("calibration").values())))
+        with progress.stage(f"calibrate ({scheme.name})", num_samples) as step, torch.no_grad():
+            for batch in task.batches("calibration", BATCH_SIZE):
+                graph(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
+                step(len(next(iter(batch.values()))))
+        return graph
+
+    @cache
+    def graph_of(candidate: Candidate) -> GraphModule:
+        name, *names = candidate
+        return _convert(observed("equalization" in names), name, names, inputs)
+
+    choice, tried = choose(graph_of, net, task, calibrator, corrections)
+    return Simulation(graph_of(choice), task, scheme, choice, tried)
 
 
 def export_graph(net: torch.nn.Module, task: Task) -> GraphModule:
@@ -148,12 +153,21 @@ def activations(graph: GraphModule, inputs: Sequence[np.ndarray], runtime: str =
     return recorder.quantized or recorder.computed
 
 
-def _convert(prepared: GraphModule, calibrator: str) -> GraphModule:
+def _first(task: Task, num_samples: int) -> list[torch.Tensor]:
+    """Inputs of the network from the calibration split."""
+    arrays = task.arrays("calibration")
+    return [torch.from_numpy(np.ascontiguousarray(arrays[name][:num_samples])) for name in task.inputs]
+
+
+def _convert(
+    prepared: GraphModule, calibrator: str, corrections: Sequence[str] = (), inputs: Sequence[torch.Tensor] = ()
+) -> GraphModule:
     converted = copy.deepcopy(prepared)
     for module in converted.modules():
         if isinstance(module, ActivationObserver):
             module.calibrator = calibrator
     graph: GraphModule = convert_pt2e(converted, fold_quantize=False)
+    correct(graph, inputs, corrections)
     _round_biases(graph)
     _drop_saturating_activations(graph)
     for module in graph.modules():  # it knows one mode only, whatever this says; exporters look at it

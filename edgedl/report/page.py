@@ -222,14 +222,18 @@ def _lowest(report: Mapping[str, Any]) -> float | None:
 
 
 def _calibrations(folder: Path) -> Iterator[dict[str, Any]]:
-    """How each calibrator did on validation data, one scheme after another, as far as the run folder tells."""
+    """How calibrators and corrections did on validation data, one scheme after another, as far as the folder tells."""
     for file in sorted(folder.glob("quantization/*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # the page is about the report; a damaged file beside it must not hide that
         if isinstance(content, dict) and "calibrator" in content and content.get("tried"):
-            yield {"scheme": file.stem, "chosen": content["calibrator"], "tried": content["tried"]}
+            yield {
+                "scheme": file.stem,
+                "chosen": content.get("chosen", content["calibrator"]),
+                "tried": content["tried"],
+            }
 
 
 def _recipe_text(folder: Path) -> str | None:
