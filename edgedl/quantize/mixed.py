@@ -1,0 +1,88 @@
+"""Networks of which a part stays in float: which operators, and how sensitive each part is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import cast
+
+from torch.fx import GraphModule, Node
+
+from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, QUANTIZE_WEIGHT
+from edgedl.quantize.operators import OPERATORS, Role
+from edgedl.quantize.quantizer import is_float, layer_of
+
+GRIDS = (QUANTIZE, DEQUANTIZE, QUANTIZE_WEIGHT, DEQUANTIZE_WEIGHT)
+HEAVY = (Role.WEIGHTED, Role.MULTIPLIES, Role.LOOKS_UP)
+"""What int8 is for; all else follows what it stands behind."""
+
+
+def blocks(graph: GraphModule) -> list[str]:
+    """The parts of a network that may be left in float, in order: modules that hold its heavy operators.
+
+    Layers that stand together in one module are one part: islands of float between them would cost two
+    conversions each.
+    """
+    found = dict.fromkeys(block_of(node) for node in graph.graph.nodes if is_heavy(node))
+    return list(found)
+
+
+def block_of(node: Node) -> str:
+    """The module that holds an operator's layer; the layer itself where that is the network or a plain row of them."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = layer_of(node)
+    if len(stack) < 3 or path.rpartition(".")[2].isdigit():
+        return path
+    return path.rpartition(".")[0]
+
+
+def is_heavy(node: Node) -> bool:
+    """Whether a node multiplies: by weights, or activations with each other."""
+    operator = OPERATORS.get(str(node.target))
+    return operator is not None and operator.role in HEAVY and is_float(node)
+
+
+def kept(graph: GraphModule, names: Collection[str]) -> set[Node]:
+    """The operators to leave in float so that the blocks of these names are, and what only follows them."""
+    floats: set[Node] = set()
+    for node in graph.graph.nodes:
+        if not _computes(node):
+            continue
+        sources = [source for source in map(_origin, node.all_input_nodes) if source.op == "call_function"]
+        if is_heavy(node):
+            if block_of(node) in names:
+                floats.add(node)
+        elif sources and all(source in floats for source in sources):
+            floats.add(node)
+    return floats
+
+
+def all_but_weighted(graph: GraphModule) -> set[Node]:
+    """Every operator but those with weights: the stream between them stays in float."""
+    roles = {node: OPERATORS.get(str(node.target)) for node in graph.graph.nodes if _computes(node)}
+    return {node for node, operator in roles.items() if operator is None or operator.role is not Role.WEIGHTED}
+
+
+def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:
+    """Takes the grids away between operators of `floats`, in place; at their borders to int8 ones they stay."""
+    for node in list(graph.graph.nodes):
+        if node.target not in (DEQUANTIZE, DEQUANTIZE_WEIGHT):
+            continue
+        source = _origin(node)
+        in_float = source in floats or source.op in ("placeholder", "get_attr")
+        for user in list(node.users):
+            follows = user in floats or (user.op == "output" and source in floats)
+            if in_float and follows:
+                user.replace_input_with(node, source)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _computes(node: Node) -> bool:
+    return node.op == "call_function" and node.target not in GRIDS and is_float(node)
+
+
+def _origin(node: Node) -> Node:
+    """What a value is before it is quantized and dequantized."""
+    while node.target in GRIDS:
+        node = cast("Node", node.args[0])
+    return node
