@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgedl.core import Activation, Batch, MissingPackage, ModelFileError, OperatorTime, TensorSpec
+from edgedl.loops import without_loops
 
 MAX_PROFILED_OPERATORS = 64
 NUM_PROFILED_RUNS = 200
@@ -45,7 +46,7 @@ class LiteRTSession:
 
         The interpreter has no profiler in Python, so the file is cut after each operator in turn and
         what each cut adds to the latency is that operator's time. Empty without `ai_edge_litert`
-        (whose flatbuffer schema does the cutting) and for files of more than one subgraph.
+        (whose flatbuffer schema does the cutting). A loop counts as one operator.
         """
         graph = _Flatbuffer.read(self.file)
         if graph is None or len(graph.operators) > MAX_PROFILED_OPERATORS:
@@ -61,8 +62,11 @@ class LiteRTSession:
         return times
 
     def activations(self, batch: Batch) -> Sequence[Activation]:
-        """Every intermediate value, from a copy of the file that also returns them. Empty without `ai_edge_litert`."""
-        graph = _Flatbuffer.read(self.file)
+        """Every intermediate value, from a copy of the file that also returns them. Empty without `ai_edge_litert`.
+
+        The copy has no loops: their values are seen for every step.
+        """
+        graph = _Flatbuffer.read(self.file, unrolled=True)
         if graph is None:
             return ()
         with graph.returning_everything() as (file, names):
@@ -105,14 +109,16 @@ class _Flatbuffer:
         self.kinds = {value: key for key, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
 
     @classmethod
-    def read(cls, file: Path) -> _Flatbuffer | None:
-        """None where the schema is not installed, or where the file has more than one subgraph."""
+    def read(cls, file: Path, unrolled: bool = False) -> _Flatbuffer | None:
+        """None where the schema is not installed, or where the file has several entries or loops of another maker."""
         try:
             from ai_edge_litert import schema_py_generated as schema
         except ModuleNotFoundError:
             return None
-        graph = cls(schema, file.read_bytes())
-        return graph if len(graph.model.subgraphs) == 1 else None
+        content = file.read_bytes()
+        graph = cls(schema, without_loops(content) if unrolled else content)
+        seen_whole = not unrolled or len(graph.model.subgraphs) == 1
+        return graph if seen_whole and len(graph.model.signatureDefs or []) <= 1 else None
 
     def name(self, operator: Any) -> str:
         name: bytes = self.tensors[operator.outputs[0]].name

@@ -25,6 +25,7 @@ from edgedl.quantize.operators import OPERATORS, Role
 from edgedl.quantize.quantizer import ActivationObserver, TableQuantizer
 from edgedl.quantize.rewrite import rewrite
 from edgedl.quantize.schemes import Scheme
+from edgedl.recurrent import open_recurrent
 from edgedl.torch_session import BATCH_SIZE, TorchSession
 
 NUM_CORRECTING = 64
@@ -136,7 +137,7 @@ def simulate(
 
 def export_graph(net: torch.nn.Module, task: Task) -> GraphModule:
     """The ATen graph of a module, in evaluation mode, for any batch size."""
-    net = copy.deepcopy(net).eval()
+    net = copy.deepcopy(open_recurrent(net)).eval()
     # Two samples: an example of one would fix the batch size at one.
     example = tuple(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in task.inputs.values())
     dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]

@@ -34,15 +34,18 @@ class TFLite(Target):
 
         import litert_torch
 
+        from edgedl.loops import with_loops
         from edgedl.onnx_export import example_inputs
+        from edgedl.recurrent import open_recurrent
 
+        graph = open_recurrent(model.graph(self.scheme))
         file = folder / "model.tflite"
         with _conversion_of_ours(list(task.inputs), list(task.outputs)):
             try:
-                converted = litert_torch.convert(model.graph(self.scheme), example_inputs(task, batch_size))
+                converted = litert_torch.convert(graph, example_inputs(task, batch_size))
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 raise TargetError(f"litert-torch cannot convert the network: {_first_line(error)}") from error
-            content = converted.model_content()
+            content = with_loops(converted.model_content())
         file.write_bytes(content)  # by Python, whose error names a full disk
         versions = {"litert-torch": version("litert-torch"), "ai-edge-litert": version("ai-edge-litert")}
         return Artifact(file=file, precision=model.precision, versions=versions)
