@@ -36,7 +36,7 @@ class Quantize(Step):
         unknown = [name for name in value if name not in names] if value != "auto" else []
         if unknown:
             raise ValueError(f"no correction named {unknown[0]!r}; {plugins.nearest(str(unknown[0]), names)}")
-        return value
+        return value if value == "auto" else tuple(value)
 
     def apply(self, model: Model, task: Task) -> Model:
         """Costs nothing: the work is done when a target asks for the graph."""
