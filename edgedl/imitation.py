@@ -82,7 +82,10 @@ def _distances(values: torch.Tensor) -> torch.Tensor:
 
 def _angles(values: torch.Tensor) -> torch.Tensor:
     """Cosines at every sample between the ways to any two others, (N, N, N)."""
-    ways = functional.normalize(values[:, None] - values[None], dim=-1)
+    ways = values[:, None] - values[None]
+    squares = ways.square().sum(dim=-1, keepdim=True)
+    # Between samples that are all but alike a way has no direction, and the gradient of one would drown all others.
+    ways = ways / (squares + 1e-6 * squares.detach().mean() + 1e-24).sqrt()
     return ways @ ways.transpose(1, 2)
 
 
