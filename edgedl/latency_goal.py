@@ -78,7 +78,7 @@ class LatencyGoal:
 
     def check(self, pieces: Sequence[Piece]) -> float:
         """What is left to run without all of the pieces, in ms. Raises `UsageError` if the goal is out of reach."""
-        least = self._try(self.given, pieces, len(pieces))[0].measured_ms
+        least = self._try(self.given, pieces)[0].measured_ms
         if least > self.goal_ms * (1 + REACHED):
             raise UsageError(
                 f"prune: latency_ms = {self.goal_ms:g} cannot be reached on target {self.target.label}: the network "
@@ -104,34 +104,46 @@ class LatencyGoal:
         """Makes the table right for the network that is being pruned."""
         self.correction = self.now_ms / self.table.predict(net, self.inputs)
 
-    def choose(self, net: nn.Module, pieces: Sequence[Piece], progress: float) -> tuple[int, dict[str, Any]]:
-        """How many of the pieces go in this round, and what was measured; none where that makes the file slower.
+    def choose(
+        self, net: nn.Module, pieces: Sequence[Piece], progress: float
+    ) -> tuple[Sequence[Piece], dict[str, Any]]:
+        """Which of the pieces go in this round, and what was measured; none where that makes the file slower.
 
-        The file that comes nearest to the round's goal is taken.
+        It is a beginning of the list; where one piece more is the step from too slow to too fast, another piece in
+        its stead is tried. The file that comes nearest to the round's goal is taken.
         """
         goal = self.given_ms + (self.goal_ms - self.given_ms) * progress
         self._correct(net)
-        too_slow, fast_enough = -1, len(pieces) + 1
+        too_slow, fast_enough = 0, len(pieces) + 1
         tried: list[Tried] = []
-        opened: dict[int, tuple[Session, Batch]] = {}
-        while len(tried) < MAX_TRIES and fast_enough - too_slow > 1:
+        opened: list[tuple[Sequence[Piece], tuple[Session, Batch]]] = []
+
+        def attempt(chosen: Sequence[Piece]) -> float:
+            found, session = self._try(net, chosen)
+            tried.append(found)
+            opened.append((chosen, session))
+            self.correction *= found.measured_ms / found.predicted_ms
+            return found.measured_ms
+
+        def close() -> bool:
+            return any(abs(found.measured_ms / goal - 1) <= CLOSE for found in tried)
+
+        while self.now_ms > goal and fast_enough - too_slow > 1 and len(tried) < MAX_TRIES and not close():
             wanted = bisect_left(
                 range(len(pieces)), True, key=lambda num: self.predict(without(net, pieces[:num])) <= goal
             )
             count = min(max(wanted, too_slow + 1), fast_enough - 1)
-            if count == 0 and not tried:  # fast enough as it is
-                break
-            found, opened[count] = self._try(net, pieces, count)
-            tried.append(found)
-            self.correction *= found.measured_ms / found.predicted_ms
-            if found.measured_ms > goal:
+            if attempt(pieces[:count]) > goal:
                 too_slow = count
             else:
                 fast_enough = count
-            if abs(found.measured_ms / goal - 1) <= CLOSE:
-                break
-        usable = [found for found in tried if not found.slower]
-        best = min(usable, key=lambda found: abs(math.log(found.measured_ms / goal)), default=None)
+        others = [] if close() or fast_enough > len(pieces) else self._others(net, pieces, too_slow, goal)
+        for other in others[: MAX_TRIES - len(tried)]:
+            if not close():
+                attempt(other)
+        usable = [index for index, found in enumerate(tried) if not found.slower]
+        nearest = min(usable, key=lambda index: abs(math.log(tried[index].measured_ms / goal)), default=None)
+        best = None if nearest is None else tried[nearest]
         record = {
             "goal_ms": goal,
             "predicted_ms": best.predicted_ms if best else None,
@@ -140,15 +152,26 @@ class LatencyGoal:
             "undone": bool(tried) and best is None,
             "tried": [vars(found) for found in tried],
         }
-        if best:
-            self.running["before"], self.now_ms = opened[best.count], best.measured_ms
-        return best.count if best else 0, record
+        if best is None or nearest is None:
+            return (), record
+        chosen, self.running["before"] = opened[nearest]
+        self.now_ms = best.measured_ms
+        return chosen, record
 
-    def _try(self, net: nn.Module, pieces: Sequence[Piece], count: int) -> tuple[Tried, tuple[Session, Batch]]:
-        smaller = without(net, pieces[:count])
+    def _others(self, net: nn.Module, pieces: Sequence[Piece], count: int, goal: float) -> list[list[Piece]]:
+        """A beginning of the list, with the next piece of a block that does not come next; the likeliest first."""
+        seen, found = {pieces[count].block.name}, []
+        for piece in pieces[count + 1 :]:
+            if piece.block.name not in seen:
+                seen.add(piece.block.name)
+                found.append([*pieces[:count], piece])
+        return sorted(found, key=lambda chosen: abs(self.predict(without(net, chosen)) - goal))
+
+    def _try(self, net: nn.Module, chosen: Sequence[Piece]) -> tuple[Tried, tuple[Session, Batch]]:
+        smaller = without(net, chosen)
         now = self.deployed.add(smaller, self.task)
         times = measure.interleave(self.running | {"now": now}, NETWORK_BENCH)
         speedup = stats.compare(times["given"], times["now"])
         step = stats.compare(times["before"], times["now"]) if "before" in times else speedup
-        slower = count > 0 and (speedup.median < 1 or step.verdict == "slower")
-        return Tried(count, self.predict(smaller), self.given_ms / speedup.median, speedup.median, slower), now
+        slower = speedup.median < 1 or step.verdict == "slower"
+        return Tried(len(chosen), self.predict(smaller), self.given_ms / speedup.median, speedup.median, slower), now

@@ -146,6 +146,24 @@ def test_a_latency_is_reached(paced, build, share, scope):
     assert not any(record["undone"] for record in records)
 
 
+def test_where_one_piece_is_too_much_another_is_tried(paced):
+    net = cnn()
+    full = prune.macs(net, sample(IMAGE))
+    paced(lambda net, macs: 0.02 + macs / full)
+    found = []
+    for share in (0.8, 0.7, 0.6, 0.5, 0.4):
+        fields = {"latency_ms": share * 1.02, "target": {"use": PACED}, "iterations": 1, "round_to": 16}
+        _, metrics = pruned(net, **fields)
+        record = metrics["iterations"][0]["latency"]
+        distances = [abs(np.log(tried["measured_ms"] / record["goal_ms"])) for tried in record["tried"]]
+        assert abs(np.log(record["measured_ms"] / record["goal_ms"])) == pytest.approx(min(distances))
+        counts = [tried["count"] for tried in record["tried"]]
+        found.append(len(counts) > len(set(counts)))
+        if found[-1]:  # as many pieces, but others
+            assert len({tried["measured_ms"] for tried in record["tried"]}) > len(set(counts))
+    assert any(found)
+
+
 def test_what_is_slower_is_undone_and_recorded(paced, monkeypatch):
     net = cnn()
     full = prune.macs(net, sample(IMAGE))

@@ -116,17 +116,18 @@ class Prune(LearningStep):
                     del original[unscored]
                 pieces = self._in_order(blocks, scores, original, self._costs(net, blocks, clock))
                 timed: dict[str, Any] = {}
+                chosen: Sequence[Piece]
                 if clock is None:
-                    count = self._count(net, inputs, pieces, before, number / self.iterations)
+                    chosen = pieces[: self._count(net, inputs, pieces, before, number / self.iterations)]
                 else:
                     if number == 1:
                         metrics["latency"] = clock.describe(clock.check(pieces))
-                    count, found_ms = clock.choose(net, pieces, number / self.iterations)
-                    timed = {"latency": found_ms}
-                net = without(net, pieces[:count])
+                    chosen, timing = clock.choose(net, pieces, number / self.iterations)
+                    timed = {"latency": timing}
+                net = without(net, chosen)
                 found = figures(net, inputs, task)
                 history: list[dict[str, float]] = []
-                if count and self.epochs:
+                if chosen and self.epochs:
                     net, history = self.fit(net, task, task.loss)
                 trained = {"score_before_training": found["score"], "training": history}
                 rounds.append((figures(net, inputs, task) if history else found) | trained | timed)
