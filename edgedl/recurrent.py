@@ -8,7 +8,8 @@ tanh, slice and, once a layer, transpose, cat and flip.
 from __future__ import annotations
 
 import copy
-from typing import TypeAlias, cast
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,3 +186,11 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
         if bias is not None:
             linear.bias.copy_(bias)
     return linear
+
+
+def cell_call(stack: Mapping[str, tuple[str, Any]] | None) -> tuple[str, str] | None:
+    """A cell's path and which of its calls made a node, by its `nn_module_stack`; None for nodes outside of cells."""
+    for call, (path, kind) in (stack or {}).items():
+        if str(getattr(kind, "__qualname__", kind)).rpartition(".")[2] in (LSTMCell.__name__, GRUCell.__name__):
+            return path, call
+    return None

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgedl import ladder, measure
 from edgedl.core import Model
 from edgedl.engine import build_engine
 from edgedl.litert import LiteRTSession
 from edgedl.loops import with_loops
+from edgedl.quantize.simulate import Quantization
 from edgedl.recurrent import open_recurrent
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tensorrt import TensorRT
 from edgedl.targets.tflite import TFLite
+from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 
 INPUTS, HIDDEN = 6, 8
@@ -200,6 +203,21 @@ def test_other_recurrences_compute_the_same_looped_or_not(name, tmp_path):
 def test_a_file_without_repetition_is_left_as_it_is(tmp_path):
     file = built(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (4,), tmp_path).file
     assert with_loops(file.read_bytes()) == file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_int8_cells_loop_and_repeat_the_simulation_bit_for_bit(kind, tmp_path):
+    torch.manual_seed(0)
+    net, task = Classifier(kind(INPUTS, HIDDEN, batch_first=True), "last").eval(), Noise(shape=(16, INPUTS))
+    model = Model(net=net, quantization=Quantization(net, task, "min-max"))
+    session = TFLite().open(TFLite().build(model, task, tmp_path, batch_size=1).file)
+    assert operators(session.file).count("WHILE") == 1
+    reference = measure.evaluate(TorchSession(net, task), task, "test")
+    above = (ladder.rung("float", reference.score, (), task),)
+    climb = ladder.climb(model, reference, above, TFLite(), session, task)
+    assert climb.agreement.max_steps == 0
+    assert climb.quantization_db is not None
+    assert climb.quantization_db > 20
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

@@ -21,6 +21,7 @@ from edgedl.core import UnsupportedOperator
 from edgedl.quantize.calibrators import CALIBRATORS, Histogram
 from edgedl.quantize.operators import OPERATORS, Operator, Role
 from edgedl.quantize.schemes import Scheme
+from edgedl.recurrent import cell_call
 
 NUM_BINS = 8192
 UNTIED = 1 + 2**-7
@@ -49,6 +50,7 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         for node in model.graph.nodes:
             if node.op == "call_function" and is_float(node):
                 self._annotate(node, operator_of(node))
+        _share_between_steps(model)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -191,6 +193,23 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
         # A channel of zeros (pruned away, or never trained) still needs a scale to divide by.
         scale = torch.where(self.reach > 0, self.reach / self.quant_max, torch.ones_like(self.reach))
         return scale, torch.zeros_like(scale, dtype=torch.int64)
+
+
+def _share_between_steps(model: GraphModule) -> None:
+    """Gives the values of all steps of a recurrent cell the grids of the first: a loop has one for them all."""
+    counts: dict[str, int] = {}
+    first: dict[tuple[str, int], Node] = {}
+    for node in model.graph.nodes:
+        annotation = node.meta.get(Q_ANNOTATION_KEY)
+        found = cell_call(node.meta.get("nn_module_stack"))
+        if annotation is None or found is None:
+            continue
+        path, call = found
+        counts[call] = counts.get(call, -1) + 1
+        same = first.setdefault((path, counts[call]), node)
+        if same is not node and isinstance(annotation.output_qspec, QuantizationSpec):
+            assert same.target == node.target
+            annotation.output_qspec = SharedQuantizationSpec(same)
 
 
 def operator_of(node: Node) -> Operator:
