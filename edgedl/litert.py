@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from edgedl.core import Activation, Batch, MissingPackage, ModelFileError, OperatorTime, TensorSpec
+from edgedl.flatbuffer import IDENTIFIER, Flatbuffer
 from edgedl.loops import without_loops
 
 MAX_PROFILED_OPERATORS = 64
 NUM_PROFILED_RUNS = 200
-IDENTIFIER = b"TFL3"
 
 
 class LiteRTSession:
@@ -48,13 +48,18 @@ class LiteRTSession:
         what each cut adds to the latency is that operator's time. Empty without `ai_edge_litert`
         (whose flatbuffer schema does the cutting). A loop counts as one operator.
         """
-        graph = _Flatbuffer.read(self.file)
-        if graph is None or len(graph.operators) > MAX_PROFILED_OPERATORS:
+        graph = Flatbuffer.read(self.file)
+        if (
+            graph is None
+            or sum(not graph.is_constant(operator) for operator in graph.operators) > MAX_PROFILED_OPERATORS
+        ):
             return ()
         times = []
         reached = 0.0
         for index, operator in enumerate(graph.operators):
-            with graph.cut_after(index) as file:
+            if graph.is_constant(operator):  # takes no time, and the delegate refuses a file of nothing else
+                continue
+            with _cut_after(graph, index) as file:
                 latency = _median_latency_ms(LiteRTSession(file, self.threads), batch)
             # A cut can be faster than the one before where the delegate fuses; time can't be negative.
             times.append(OperatorTime(graph.name(operator), graph.kind(operator), max(latency - reached, 0.0)))
@@ -66,10 +71,10 @@ class LiteRTSession:
 
         The copy has no loops: their values are seen for every step.
         """
-        graph = _Flatbuffer.read(self.file, unrolled=True)
+        graph = Flatbuffer.read(self.file, without_loops)
         if graph is None:
             return ()
-        with graph.returning_everything() as (file, names):
+        with _returning_everything(graph) as (file, names):
             session = LiteRTSession(file, self.threads)
             session.run(batch)
             details = session.interpreter.get_output_details()
@@ -98,72 +103,33 @@ def interpreter_library() -> ModuleType:
         raise MissingPackage("TFLite files need a runtime: pip install ai-edge-litert") from error
 
 
-class _Flatbuffer:
-    """The first subgraph of a .tflite file, editable through the schema's object interface."""
+@contextmanager
+def _cut_after(graph: Flatbuffer, index: int) -> Iterator[Path]:
+    """The file that ends with operator `index`."""
+    cut = Flatbuffer(graph.pack())
+    cut.operators = cut.operators[: index + 1]
+    with _written(cut, list(cut.operators[-1].outputs)) as file:
+        yield file
 
-    def __init__(self, schema: ModuleType, content: bytes) -> None:
-        self.schema, self.content = schema, content
-        self.model = self._parse()
-        self.tensors = self.model.subgraphs[0].tensors
-        self.operators = self.model.subgraphs[0].operators
-        self.kinds = {value: key for key, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
 
-    @classmethod
-    def read(cls, file: Path, unrolled: bool = False) -> _Flatbuffer | None:
-        """None where the schema is not installed, or where the file has several entries or loops of another maker."""
-        try:
-            from ai_edge_litert import schema_py_generated as schema
-        except ModuleNotFoundError:
-            return None
-        content = file.read_bytes()
-        graph = cls(schema, without_loops(content) if unrolled else content)
-        seen_whole = not unrolled or len(graph.model.subgraphs) == 1
-        return graph if seen_whole and len(graph.model.signatureDefs or []) <= 1 else None
+@contextmanager
+def _returning_everything(graph: Flatbuffer) -> Iterator[tuple[Path, list[str]]]:
+    """The file that returns every operator's outputs but constants, in execution order, and their names."""
+    outputs = [index for operator in graph.operators if not graph.is_constant(operator) for index in operator.outputs]
+    names = [graph.tensors[index].name.decode("utf-8", "replace") for index in outputs]
+    with _written(graph, outputs) as file:
+        yield file, names
 
-    def name(self, operator: Any) -> str:
-        name: bytes = self.tensors[operator.outputs[0]].name
-        return name.decode("utf-8", "replace")
 
-    def kind(self, operator: Any) -> str:
-        code = self.model.operatorCodes[operator.opcodeIndex]
-        kind: str = self.kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        return kind
-
-    @contextmanager
-    def cut_after(self, index: int) -> Iterator[Path]:
-        """The file that ends with operator `index`."""
-        model = self._parse()
-        subgraph = model.subgraphs[0]
-        subgraph.operators = subgraph.operators[: index + 1]
-        subgraph.outputs = list(subgraph.operators[-1].outputs)
-        with self._written(model) as file:
-            yield file
-
-    @contextmanager
-    def returning_everything(self) -> Iterator[tuple[Path, list[str]]]:
-        """The file that returns every operator's outputs, in execution order, and their names."""
-        model = self._parse()
-        subgraph = model.subgraphs[0]
-        subgraph.outputs = [index for operator in subgraph.operators for index in operator.outputs]
-        names = [self.tensors[index].name.decode("utf-8", "replace") for index in subgraph.outputs]
-        with self._written(model) as file:
-            yield file, names
-
-    def _parse(self) -> Any:
-        return self.schema.ModelT.InitFromObj(self.schema.Model.GetRootAs(self.content, 0))
-
-    @contextmanager
-    def _written(self, model: Any) -> Iterator[Path]:
-        import flatbuffers
-
-        for signature in model.signatureDefs or []:
-            signature.outputs = []  # they may be gone; the names of inputs are still needed
-        builder = flatbuffers.Builder(len(self.content))
-        builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.tflite"
-            file.write_bytes(builder.Output())
-            yield file
+@contextmanager
+def _written(graph: Flatbuffer, outputs: list[int]) -> Iterator[Path]:
+    graph.model.subgraphs[0].outputs = outputs
+    for signature in graph.model.signatureDefs or []:
+        signature.outputs = []  # they may be gone; the names of inputs are still needed
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.tflite"
+        file.write_bytes(graph.pack())
+        yield file
 
 
 def _load(file: Path, threads: int) -> Any:
