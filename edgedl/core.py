@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 if TYPE_CHECKING:
     import torch
 
-    from edgedl.quantize.schemes import Scheme
+    from edgedl.quantize.schemes import Form, Scheme
     from edgedl.quantize.simulate import Quantization
 
 Batch: TypeAlias = Mapping[str, np.ndarray]
@@ -186,6 +186,11 @@ class Step(Part):
         """Files besides recipe and data that its result depends on. Raises `UsageError` if one is missing."""
         return ()
 
+    @property
+    def form(self) -> Form | None:
+        """The form that it gives the network; None for a step that leaves it as it is, or chooses it later."""
+        return None
+
     def apply(self, model: Model, task: Task) -> Model:
         """A new model; the given one is left as it was."""
         raise NotImplementedError
@@ -298,6 +303,8 @@ class Target(Part):
     """Turns a model into files for one runtime, and opens them."""
 
     scheme: ClassVar[Scheme]
+    forms: ClassVar[tuple[Form, ...]] = ("int8",)
+    """What a quantized network may be for it; any other is an error, never silently float."""
     suffixes: ClassVar[tuple[str, ...]]
     """File endings that `open` takes; the first target by name to claim one opens it by default."""
     requires: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -306,6 +313,16 @@ class Target(Part):
     """Whether its files run on an NVIDIA GPU alone."""
     extra: ClassVar[str]
     """The extra of this package that installs what `build` needs."""
+
+    def refusal(self, form: Form) -> str | None:
+        """Why it has no files of a form; None if it has."""
+        return None if form in self.forms else f"target {self.label} has no form {form!r}, only {', '.join(self.forms)}"
+
+    def graph(self, model: Model) -> torch.nn.Module:
+        """What `build` exports. Raises `TargetError` for a form that the runtime does not have."""
+        if model.quantization is not None and (refusal := self.refusal(model.quantization.form)):
+            raise TargetError(refusal)
+        return model.graph(self.scheme)
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes the files into `folder`. Raises `TargetError` or `UnsupportedOperator`."""

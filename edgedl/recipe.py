@@ -72,6 +72,14 @@ class Recipe(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _targets_have_the_form(self) -> Recipe:
+        for step in self.steps:
+            refusals = [target.refusal(step.form) for target in self.targets if step.form is not None]
+            if refusal := next(filter(None, refusals), None):
+                raise ValueError(f"{refusal}; change step {step.label}, or leave the target out")
+        return self
+
 
 def folder() -> Path:
     """Where the shipped recipes lie: inside the wheel, or beside the package in a checkout."""

@@ -1,8 +1,17 @@
-"""Quantization schemes: what grid a runtime's int8 kernels compute on. A target names its scheme."""
+"""Quantization schemes: what grid a runtime's kernels compute on, and how in each form. A target names its scheme."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
+
+Form = Literal["int8", "int8 dynamic", "int8 weights", "int4 dynamic", "int4 weights", "fp16"]
+"""The ways to store and compute a network in fewer bits, by the names that reports use.
+
+`int8` is static: activations on grids from calibration. In `dynamic` forms their grids are made at run time, in
+`weights` forms they stay float: only weights are stored in fewer bits. In int4 forms, linear layers have 4-bit
+weights and all others 8-bit ones. In `fp16` weights are half-precision numbers; a runtime that can computes so, too.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +27,15 @@ class Scheme:
     """Of the static grid: runtimes that share it share one graph."""
     symmetric_activations: bool
     runtime: str = ""
-    """Whose kernels are imitated where runtimes compute differently on the same grid."""
+    """Whose kernels are imitated where runtimes compute differently; "" for none in particular."""
+
+    run_time_scales: Literal["row", "tensor"] | None = None
+    """What shares a scale that is made at run time: a row of a dense layer's input and an image of a convolution's,
+    or the whole tensor."""
+    groups_weights: bool = False
+    """Whether 4-bit weights may have a scale for each group of inputs, not only for each output."""
+    computes_in_half: bool = False
+    """Whether the form fp16 also computes in half precision, not only stores weights so."""
 
     activation_min: int = -128
     """Also on a symmetric grid, whose scale is that of 127: runtimes saturate at the type's lowest code."""
@@ -30,8 +47,10 @@ class Scheme:
 AFFINE = Scheme(name="affine", symmetric_activations=False)
 """LiteRT and onnxruntime: asymmetric activations, one bit more precise after a ReLU."""
 
-LITERT = replace(AFFINE, runtime="litert")
-ONNXRUNTIME = replace(AFFINE, runtime="onnxruntime")
+LITERT = replace(AFFINE, runtime="litert", run_time_scales="row")
+ONNXRUNTIME = replace(AFFINE, runtime="onnxruntime", run_time_scales="tensor", groups_weights=True)
 
 SYMMETRIC = Scheme(name="symmetric", symmetric_activations=True)
 """TensorRT: its parser refuses a zero point other than 0."""
+
+TENSORRT = replace(SYMMETRIC, runtime="tensorrt", groups_weights=True, computes_in_half=True)

@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from edgedl import progress
 from edgedl.core import Activation, Split, Task
 from edgedl.measure import Scored, evaluate
+from edgedl.quantize import forms
 from edgedl.quantize.choose import Candidate, Trial, choose
 from edgedl.quantize.corrections import correct
 from edgedl.quantize.equalization import equalize
@@ -24,7 +25,7 @@ from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, Int
 from edgedl.quantize.operators import OPERATORS, Role
 from edgedl.quantize.quantizer import ActivationObserver, TableQuantizer
 from edgedl.quantize.rewrite import rewrite
-from edgedl.quantize.schemes import Scheme
+from edgedl.quantize.schemes import Form, Scheme
 from edgedl.recurrent import open_recurrent
 from edgedl.torch_session import BATCH_SIZE, TorchSession
 
@@ -46,6 +47,7 @@ class Simulation:
     choice: Candidate
     """The calibrator, and the corrections behind it."""
     tried: Mapping[str, Trial]
+    form: Form = "int8"
     _evaluated: dict[Split, Scored] = field(default_factory=dict, repr=False)
 
     def evaluated(self, split: Split) -> Scored:
@@ -56,7 +58,21 @@ class Simulation:
 
     def session(self) -> TorchSession:
         """The simulated network, named arrays in and out."""
-        return TorchSession(lambda *inputs: IntegerInterpreter(self.graph, self.scheme.runtime).run(*inputs), self.task)
+        return TorchSession(lambda *inputs: self._interpreter().run(*inputs), self.task)
+
+    def activations(self, inputs: Sequence[np.ndarray]) -> list[Activation]:
+        """Values inside on one batch, in execution order: the quantized ones, or all if none is quantized."""
+        return _recorded(self._interpreter(record=True), inputs)
+
+    @property
+    def in_half(self) -> bool:
+        """Whether it computes in half precision."""
+        return self.form == "fp16" and self.scheme.computes_in_half
+
+    def _interpreter(self, record: bool = False) -> IntegerInterpreter:
+        if self.form.endswith("dynamic"):
+            return forms.DynamicInterpreter(self.graph, self.scheme, record)
+        return IntegerInterpreter(self.graph, self.scheme.runtime, record)
 
     def output_scales(self) -> dict[str, float]:
         """The int8 step of each output, by name; outputs that are not quantized are missing."""
@@ -79,26 +95,44 @@ class Simulation:
 
 
 class Quantization:
-    """How a network is to be quantized; the graph for a scheme is made when first asked for, and kept."""
+    """How a network is to be quantized; the graph for a scheme is made when first asked for, and kept.
 
-    precision = "int8"
+    `calibrator` matters to the form int8 alone, `group_size` to 4-bit weights.
+    """
 
     def __init__(
-        self, net: torch.nn.Module, task: Task, calibrator: str, corrections: Sequence[str] | Literal["auto"] = ()
+        self,
+        net: torch.nn.Module,
+        task: Task,
+        calibrator: str = "auto",
+        corrections: Sequence[str] | Literal["auto"] = (),
+        *,
+        form: Form = "int8",
+        group_size: int = 32,
     ) -> None:
         self.net, self.task, self.calibrator, self.corrections = net, task, calibrator, corrections
+        self.form, self.group_size = form, group_size
         self.simulations: dict[str, Simulation] = {}
 
+    @property
+    def precision(self) -> str:
+        return self.form
+
     def simulated(self, scheme: Scheme) -> Simulation:
-        """Raises `UnsupportedOperator` for an operator that is not in the table."""
+        """Raises `UnsupportedOperator` for an operator that is not in the table, where the form is int8."""
         key = scheme.runtime or scheme.name
         if key not in self.simulations:
-            twin = next((found for found in self.simulations.values() if found.scheme.name == scheme.name), None)
-            if twin is None:
-                self.simulations[key] = simulate(self.net, self.task, scheme, self.calibrator, self.corrections)
-            else:  # the same grids, run by other kernels
-                self.simulations[key] = replace(twin, scheme=scheme, _evaluated={})
+            self.simulations[key] = self._simulated(scheme)
         return self.simulations[key]
+
+    def _simulated(self, scheme: Scheme) -> Simulation:
+        if self.form != "int8":
+            graph = forms.rewritten(export_graph(self.net, self.task), self.form, scheme, self.group_size)
+            return Simulation(graph, self.task, scheme, (), {}, self.form)
+        for twin in self.simulations.values():
+            if twin.scheme.name == scheme.name:  # the same grids, run by other kernels
+                return replace(twin, scheme=scheme, _evaluated={})
+        return simulate(self.net, self.task, scheme, self.calibrator, self.corrections)
 
 
 def simulate(
@@ -146,9 +180,12 @@ def export_graph(net: torch.nn.Module, task: Task) -> GraphModule:
     return rewrite(torch.export.export(net, example, dynamic_shapes=dynamic))  # type: ignore[arg-type]
 
 
-def activations(graph: GraphModule, inputs: Sequence[np.ndarray], runtime: str = "") -> list[Activation]:
+def activations(graph: GraphModule, inputs: Sequence[np.ndarray]) -> list[Activation]:
     """Values of a graph on one batch, in execution order: the quantized ones, or all if none is quantized."""
-    recorder = IntegerInterpreter(graph, runtime, record=True)
+    return _recorded(IntegerInterpreter(graph, record=True), inputs)
+
+
+def _recorded(recorder: IntegerInterpreter, inputs: Sequence[np.ndarray]) -> list[Activation]:
     with torch.no_grad():
         recorder.run(*(torch.from_numpy(np.ascontiguousarray(values)) for values in inputs))
     return recorder.quantized or recorder.computed
@@ -169,6 +206,7 @@ def _convert(
             module.calibrator = calibrator
     graph: GraphModule = convert_pt2e(converted, fold_quantize=False)
     correct(graph, inputs, corrections)
+    _round_weights(graph)
     _round_biases(graph)
     _drop_saturating_activations(graph)
     for module in graph.modules():  # it knows one mode only, whatever this says; exporters look at it
@@ -193,6 +231,27 @@ def _drop_saturating_activations(graph: GraphModule) -> None:
         if (node.target(ends.clone(), *node.args[1:]) - ends).abs().max() < scale / 2:
             quantize.replace_input_with(node, node.args[0])
             graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _round_weights(graph: GraphModule) -> None:
+    """Puts weights on their grid before they are quantized there.
+
+    A converter that divides where torch multiplies would round one weight in 100,000 the other way.
+    """
+    for node in graph.graph.nodes:
+        if node.target == DEQUANTIZE_WEIGHT:
+            quantize = node.args[0]
+            if quantize.args[0].op != "get_attr":
+                continue
+            weight, scale, zero_point = (attribute(graph, source.target).detach() for source in quantize.args[:3])
+            axis, low, high, dtype = quantize.args[3:7]
+            codes = quantize.target(weight, scale, zero_point, axis, low, high, dtype)
+            rounded = node.target(codes, scale, zero_point, axis, low, high, dtype)
+            with graph.graph.inserting_before(quantize):
+                own = constant(graph, f"{quantize.name}_rounded", rounded)
+            quantize.replace_input_with(quantize.args[0], own)
+    graph.graph.eliminate_dead_code()
     graph.recompile()
 
 

@@ -168,8 +168,11 @@ def print_device(device: Mapping[str, Any]) -> None:
 
 
 def agreement_in_words(entry: Mapping[str, Any]) -> str:
-    """How a deployed int8 file agrees with its simulation, and what quantization itself cost."""
+    """How a deployed file agrees with its simulation, and what quantization itself cost."""
     agreement, noise = entry["agreement"], entry["quantization"]["sqnr_db"]
+    if agreement["max_steps"] is None:  # of a form whose outputs are not int8
+        said = f"deployed repeats simulated to {agreement['sqnr_db']:.1f} dB"
+        return f"{said}; simulated against float: {noise:.1f} dB"
     if agreement["max_steps"] == 0:
         said = "deployed repeats simulated int8 bit for bit"
     else:

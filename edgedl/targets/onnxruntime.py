@@ -23,14 +23,12 @@ from edgedl.core import (
     Task,
     TensorSpec,
 )
-from edgedl.quantize.schemes import ONNXRUNTIME, Scheme
+from edgedl.quantize.schemes import ONNXRUNTIME, Form, Scheme
 
 if TYPE_CHECKING:
     import onnx
 
 NUM_PROFILED_RUNS = 100
-WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,)}
-"""Where operators take weights, whose int8 kernels want them signed."""
 
 
 class OnnxRuntime(Target):
@@ -40,6 +38,7 @@ class OnnxRuntime(Target):
     threads: PositiveInt = 1
 
     scheme: ClassVar[Scheme] = ONNXRUNTIME
+    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 dynamic", "int8 weights", "int4 weights", "fp16")
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -55,16 +54,33 @@ class OnnxRuntime(Target):
         from edgedl.onnx_export import export_onnx
 
         file = folder / "model.onnx"
-        export_onnx(model.graph(self.scheme), task, file, batch_size)
-        exported = onnx.load(str(file))
-        use_unsigned_activations(exported)
-        file.write_bytes(exported.SerializeToString())
+        if model.precision == "int8 dynamic" and batch_size > 1:
+            # What a sample gives would depend on those beside it.
+            raise TargetError("onnxruntime scales a whole batch at once; for int8 dynamic set bench.batch_size to 1")
+        export_onnx(self.graph(model), task, file, batch_size)
+        _store(file, model.precision)
         versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
         return Artifact(file=file, precision=model.precision, versions=versions)
 
     def open(self, file: Path) -> OnnxRuntimeSession:
         """Raises `ModelFileError` for a file that onnxruntime refuses."""
         return OnnxRuntimeSession(file, self.threads)
+
+
+def _store(file: Path, precision: str) -> None:
+    """Gives an exported file what a form says in operators of onnxruntime's."""
+    from edgedl import onnx_forms
+
+    if precision == "int8":
+        onnx_forms.use_unsigned_activations(file)
+    if precision == "int8 dynamic":
+        onnx_forms.scale_at_run_time(file)
+    if precision == "int4 weights":
+        onnx_forms.pack_for_onnxruntime(file)
+    if precision in ("int8 dynamic", "int8 weights", "int4 weights"):
+        onnx_forms.store_in_eight_bits(file)
+    if precision == "fp16":
+        onnx_forms.store_in_half(file)
 
 
 class OnnxRuntimeSession:
@@ -130,38 +146,9 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # By default, it may round the inputs of a dense layer with dequantized weights to int8, whatever the file says.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         return options
-
-
-def use_unsigned_activations(model: onnx.ModelProto) -> None:
-    """Turns int8 activations into uint8 ones, in place: codes and zero points rise by 128, values stay the same.
-
-    onnxruntime has int8 kernels for unsigned activations alone. It rewrites signed ones by itself, but not where
-    a value has two consumers: the convolutions of a residual network would stay in float.
-    """
-    from onnx import numpy_helper
-
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    made = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    weights = {node.input[position] for node in model.graph.node for position in WEIGHTS.get(node.op_type, ())}
-    raised: dict[str, str] = {}
-
-    def unsigned(name: str) -> str:
-        if name not in raised:
-            values = numpy_helper.to_array(constants[name]).astype(np.int16) + 128
-            raised[name] = f"{name}_unsigned"
-            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.uint8), name=raised[name]))
-        return raised[name]
-
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] in made):
-            node.input[2] = unsigned(node.input[2])
-        elif node.op_type == "DequantizeLinear" and node.output[0] not in weights:  # a constant among activations
-            node.input[0], node.input[2] = unsigned(node.input[0]), unsigned(node.input[2])
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
-        model.graph.initializer.remove(tensor)
-    del model.graph.value_info[:]  # the types noted there are of before
 
 
 def _load(source: str | bytes, file: Path, options: Any) -> Any:

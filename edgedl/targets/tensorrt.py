@@ -10,7 +10,7 @@ import numpy as np
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
 from edgedl.engine import EngineSession, build_engine, describe, find_gpu, why_no_gpu
-from edgedl.quantize.schemes import SYMMETRIC, Scheme
+from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
 class TensorRT(Target):
@@ -18,7 +18,8 @@ class TensorRT(Target):
 
     use: str = "tensorrt"
 
-    scheme: ClassVar[Scheme] = SYMMETRIC
+    scheme: ClassVar[Scheme] = TENSORRT
+    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 weights", "int4 weights", "fp16")
     suffixes: ClassVar[tuple[str, ...]] = (".engine", ".plan")
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -35,10 +36,13 @@ class TensorRT(Target):
         """
         import onnx
 
+        from edgedl import onnx_forms
         from edgedl.onnx_export import export_onnx
 
         file = folder / "model.onnx"
-        export_onnx(model.graph(self.scheme), task, file, batch_size)
+        export_onnx(self.graph(model), task, file, batch_size)
+        if model.precision == "int4 weights":
+            onnx_forms.pack_for_tensorrt(file)
         check_onnx(file)
         versions = {"onnx": onnx.__version__}
         if (rtx := _tensorrt_rtx()) is not None:

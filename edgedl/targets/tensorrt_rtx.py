@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from edgedl.core import Artifact, Model, Target, Task
 from edgedl.engine import EngineSession, build_engine, describe, find_gpu, why_no_gpu
-from edgedl.quantize.schemes import SYMMETRIC, Scheme
+from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
 class TensorRTRTX(Target):
@@ -21,7 +21,8 @@ class TensorRTRTX(Target):
     use: str = "tensorrt-rtx"
     compute_capabilities: tuple[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"], ...] = ()
 
-    scheme: ClassVar[Scheme] = SYMMETRIC
+    scheme: ClassVar[Scheme] = TENSORRT
+    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 weights", "int4 weights", "fp16")
     suffixes: ClassVar[tuple[str, ...]] = (".rtx",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt_rtx"),
@@ -35,10 +36,13 @@ class TensorRTRTX(Target):
         import onnx
         import tensorrt_rtx
 
+        from edgedl import onnx_forms
         from edgedl.onnx_export import export_onnx
 
         source, engine = folder / "model.onnx", folder / "model.rtx"
-        export_onnx(model.graph(self.scheme), task, source, batch_size)
+        export_onnx(self.graph(model), task, source, batch_size)
+        if model.precision == "int4 weights":
+            onnx_forms.pack_for_tensorrt(source)
         engine.write_bytes(build_engine(tensorrt_rtx, source, self.compute_capabilities))
         versions = {"onnx": onnx.__version__, "tensorrt-rtx": tensorrt_rtx.__version__}
         gpu, reason = find_gpu(), why_no_gpu()

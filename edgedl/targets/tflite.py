@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
 from edgedl.litert import LiteRTSession
-from edgedl.quantize.schemes import LITERT, Scheme
+from edgedl.quantize.schemes import LITERT, Form, Scheme
+
+if TYPE_CHECKING:
+    from edgedl.flatbuffer import Flatbuffer
+
+MIN_HALVED = 16
+"""Constants of fewer numbers stay float32: storing them so takes more bytes than it saves."""
 
 
 class TFLite(Target):
@@ -21,6 +28,10 @@ class TFLite(Target):
     threads: PositiveInt = 1
 
     scheme: ClassVar[Scheme] = LITERT
+    forms: ClassVar[tuple[Form, ...]] = (
+        *("int8", "int8 dynamic", "int8 weights"),
+        *("int4 dynamic", "int4 weights", "fp16"),
+    )
     suffixes: ClassVar[tuple[str, ...]] = (".tflite",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "litert_torch", "ai_edge_litert"),
@@ -38,14 +49,14 @@ class TFLite(Target):
         from edgedl.onnx_export import example_inputs
         from edgedl.recurrent import open_recurrent
 
-        graph = open_recurrent(model.graph(self.scheme))
+        graph = open_recurrent(self.graph(model))
         file = folder / "model.tflite"
         with _conversion_of_ours(list(task.inputs), list(task.outputs)):
             try:
                 converted = litert_torch.convert(graph, example_inputs(task, batch_size))
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 raise TargetError(f"litert-torch cannot convert the network: {_first_line(error)}") from error
-            content = with_loops(converted.model_content())
+            content = with_loops(_stored(converted.model_content(), model.precision))
         file.write_bytes(content)  # by Python, whose error names a full disk
         versions = {"litert-torch": version("litert-torch"), "ai-edge-litert": version("ai-edge-litert")}
         return Artifact(file=file, precision=model.precision, versions=versions)
@@ -53,6 +64,74 @@ class TFLite(Target):
     def open(self, file: Path) -> LiteRTSession:
         """Raises `ModelFileError` for a file that the interpreter refuses."""
         return LiteRTSession(file, self.threads)
+
+
+def _stored(content: bytes, precision: str) -> bytes:
+    """A converted file with its weights as a form wants them."""
+    from edgedl.flatbuffer import Flatbuffer
+
+    graph = Flatbuffer(content)
+    if precision.startswith("int4"):
+        _pack_four_bits(graph)
+    if precision.endswith("dynamic"):
+        _scale_at_run_time(graph)
+    if precision == "fp16":
+        _store_in_half(graph)
+    if precision in ("fp32", "int8"):
+        return content
+    graph.drop_unused()
+    return graph.pack()
+
+
+def _scale_at_run_time(graph: Flatbuffer) -> None:
+    """Gives convolutions and dense layers their int8 weights as they are: their kernels then scale inputs themselves.
+
+    Depthwise convolutions keep float weights, dequantized once: their kernel for int8 ones is many times slower.
+    """
+    constants = graph.dequantized_constants()
+    for operator in graph.operators:
+        if graph.kind(operator) in ("CONV_2D", "FULLY_CONNECTED") and operator.inputs[1] in constants:
+            source = constants[int(operator.inputs[1])].inputs[0]
+            operator.inputs = [operator.inputs[0], source, *operator.inputs[2:]]
+    used = {int(index) for operator in graph.operators for index in operator.inputs}
+    idle = [id(operator) for made, operator in constants.items() if made not in used]
+    graph.operators = [operator for operator in graph.operators if id(operator) not in idle]
+
+
+def _pack_four_bits(graph: Flatbuffer) -> None:
+    """Stores the weights of dense layers in 4 bits, where the graph has put them on such a grid."""
+    import numpy as np
+
+    taken = {int(operator.inputs[1]) for operator in graph.operators if graph.kind(operator) == "FULLY_CONNECTED"}
+    for made, operator in graph.dequantized_constants().items():
+        tensor = graph.tensors[operator.inputs[0]]
+        codes = np.frombuffer(graph.constant(tensor), np.int8)
+        if made in taken and np.abs(codes).max() <= 7:
+            nibbles = np.append(codes, np.zeros(len(codes) % 2, np.int8)) & 15
+            graph.store(tensor, (nibbles[0::2] | nibbles[1::2] << 4).astype(np.uint8).tobytes())
+            tensor.type = graph.schema.TensorType.INT4
+
+
+def _store_in_half(graph: Flatbuffer) -> None:
+    """Stores the constants that half precision holds exactly as float16, each dequantized when the file is loaded."""
+    import numpy as np
+
+    types, operators = graph.schema.TensorType, []
+    for index, tensor in enumerate(list(graph.tensors)):
+        if tensor.type != types.FLOAT32 or not graph.constant(tensor):
+            continue
+        values = np.frombuffer(graph.constant(tensor), np.float32)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if len(values) < MIN_HALVED or not np.array_equal(half.astype(np.float32), values):
+            continue
+        held = copy.copy(tensor)
+        held.type, held.name = types.FLOAT16, tensor.name + b"_half"
+        graph.store(held, half.tobytes())
+        tensor.buffer = 0  # the empty one
+        graph.tensors.append(held)
+        operators.append(graph.new_operator("DEQUANTIZE", 3, [len(graph.tensors) - 1], [index]))
+    graph.operators = operators + graph.operators
 
 
 @contextmanager

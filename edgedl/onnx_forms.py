@@ -1,0 +1,261 @@
+"""What becomes of an exported ONNX file in the forms that a PyTorch graph cannot say: an edit of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+MIN_HALVED = 16
+"""Constants of fewer numbers stay float32 in `store_in_half`: a cast costs more than they do."""
+TAKE_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is a weight, which int8 kernels want signed."""
+INT4_OPSET = 21
+"""The first that has INT4 and groups in DequantizeLinear."""
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A quantized weight on its way to the node that takes it.
+
+    `codes` are int8, with one scale for each row. Those of groups are (outputs x groups, group size), and `shape` is
+    what they are put into: (outputs, inputs); without groups it is that of `codes`.
+    """
+
+    user: onnx.NodeProto
+    dequantize: onnx.NodeProto
+    codes: np.ndarray
+    scales: np.ndarray
+    shape: tuple[int, ...]
+    transposed: bool
+    """Whether the user gets (inputs, outputs)."""
+
+    @property
+    def grouped(self) -> bool:
+        return self.shape != self.codes.shape
+
+
+class _Editor:
+    """A model whose nodes are looked up by what they make, and taken out or put in."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model, self.graph = model, model.graph
+        self.makers = {name: node for node in self.graph.node for name in node.output}
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        """Adds an initializer; returns its name."""
+        return self.keep(numpy_helper.from_array(np.ascontiguousarray(values), name))
+
+    def keep(self, tensor: onnx.TensorProto) -> str:
+        """Adds an initializer, under another name if its own is taken; returns the name."""
+        while tensor.name in self.constants or tensor.name in self.makers:
+            tensor.name += "_"
+        self.constants[tensor.name] = tensor
+        self.graph.initializer.append(tensor)
+        return str(tensor.name)
+
+    def value(self, name: str) -> np.ndarray:
+        values: np.ndarray = numpy_helper.to_array(self.constants[name])
+        return values
+
+    def weights(self, kinds: tuple[str, ...]) -> Iterator[_Weight]:
+        """The quantized weights that operators of these kinds take as their second input."""
+        for user in list(self.graph.node):
+            if user.op_type not in kinds:
+                continue
+            node, transposed = self.makers.get(user.input[1]), False
+            if user.op_type == "Gemm":
+                transposed = not any(attribute.name == "transB" and attribute.i for attribute in user.attribute)
+            if node is not None and node.op_type == "Transpose":
+                node, transposed = self.makers.get(node.input[0]), True
+            shape = None
+            if node is not None and node.op_type == "Reshape":
+                shape = tuple(int(size) for size in self.value(node.input[1]))
+                node = self.makers.get(node.input[0])
+            if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in self.constants:
+                continue
+            codes, scales = self.value(node.input[0]), self.value(node.input[1])
+            if scales.shape == codes.shape[:1]:
+                yield _Weight(user, node, codes, scales, shape or codes.shape, transposed)
+
+    def replace(self, old: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
+        """Puts nodes in the place of one."""
+        index = next(i for i, node in enumerate(self.graph.node) if node is old or node == old)
+        self.graph.node.remove(old)
+        for offset, node in enumerate(new):
+            self.graph.node.insert(index + offset, node)
+
+    def drop_unused(self) -> None:
+        """Removes nodes, and then initializers, that nothing takes."""
+        outputs = {value.name for value in self.graph.output}
+        while True:
+            used = outputs | {name for node in self.graph.node for name in node.input}
+            idle = [node for node in self.graph.node if not used & set(node.output)]
+            if not idle:
+                break
+            for node in idle:
+                self.graph.node.remove(node)
+        for tensor in [tensor for tensor in self.graph.initializer if tensor.name not in used]:
+            self.graph.initializer.remove(tensor)
+
+
+def use_unsigned_activations(file: Path) -> None:
+    """Turns int8 activations into uint8 ones: codes and zero points rise by 128, values stay the same.
+
+    onnxruntime has int8 kernels for unsigned activations alone. It rewrites signed ones by itself, but not where
+    a value has two consumers: the convolutions of a residual network would stay in float.
+    """
+    editor = _Editor(onnx.load(str(file)))
+    made = {node.output[0] for node in editor.graph.node if node.op_type == "QuantizeLinear"}
+    weights = {node.input[1] for node in editor.graph.node if node.op_type in TAKE_WEIGHTS}
+    raised: dict[str, str] = {}
+
+    def unsigned(name: str) -> str:
+        if name not in raised:
+            values = editor.value(name).astype(np.int16) + 128
+            raised[name] = editor.constant(f"{name}_unsigned", values.astype(np.uint8))
+        return raised[name]
+
+    for node in editor.graph.node:
+        made_here = node.op_type == "DequantizeLinear" and node.input[0] in made
+        if node.op_type == "QuantizeLinear" or made_here:
+            node.input[2] = unsigned(node.input[2])
+        elif node.op_type == "DequantizeLinear" and node.output[0] not in weights:  # a constant among activations
+            node.input[0], node.input[2] = unsigned(node.input[0]), unsigned(node.input[2])
+    del editor.graph.value_info[:]  # the types noted there are of before
+    _save(editor, file)
+
+
+def scale_at_run_time(file: Path) -> None:
+    """Turns convolutions and dense layers with int8 weights into their integer forms, in the form that is fused.
+
+    onnxruntime makes one kernel of DynamicQuantizeLinear, MatMulInteger, Cast, Mul and Add. Depthwise and transposed
+    convolutions stay float, with int8 weights: their integer forms have no fast kernels.
+    """
+    editor = _Editor(onnx.load(str(file)))
+    codes_of: dict[str, list[str]] = {}
+    for weight in editor.weights(("Conv", "Gemm", "MatMul")):
+        user, name = weight.user, weight.user.output[0]
+        is_convolution = user.op_type == "Conv"
+        if is_convolution and weight.codes.shape[1] == 1:
+            continue
+        source, nodes = user.input[0], []
+        if source not in codes_of:  # queries, keys and values share one
+            codes_of[source] = [f"{source}_{part}" for part in ("codes", "scale", "zero_point")]
+            nodes.append(helper.make_node("DynamicQuantizeLinear", [source], codes_of[source]))
+        codes, scale, zero_point = codes_of[source]
+        if is_convolution:
+            shape, integers = (-1, *[1] * (weight.codes.ndim - 2)), weight.codes
+            attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in user.attribute}
+            kind = "ConvInteger"
+        else:
+            shape, integers = (-1,), weight.codes.T
+            attributes, kind = {}, "MatMulInteger"
+        held = editor.constant(f"{name}_weight", integers)
+        unit = editor.constant(f"{name}_weight_scale", weight.scales.reshape(shape))
+        bias = user.input[2] if len(user.input) > 2 else ""
+        nodes += [
+            helper.make_node(
+                kind, [codes, held, zero_point], [f"{name}_sums"], name=f"{user.name}_integer", **attributes
+            ),
+            helper.make_node("Cast", [f"{name}_sums"], [f"{name}_float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [scale, unit], [f"{name}_unit"]),
+            helper.make_node("Mul", [f"{name}_float", f"{name}_unit"], [f"{name}_product" if bias else name]),
+        ]
+        if bias:
+            added = bias if shape == (-1,) else editor.constant(f"{name}_bias", editor.value(bias).reshape(shape))
+            nodes.append(helper.make_node("Add", [f"{name}_product", added], [name]))
+        editor.replace(user, nodes)
+    _save(editor, file)
+
+
+def pack_for_onnxruntime(file: Path) -> None:
+    """Turns dense layers with 4-bit weights in groups into onnxruntime's MatMulNBits."""
+    editor = _Editor(onnx.load(str(file)))
+    for weight in editor.weights(("Gemm", "MatMul")):
+        if not weight.grouped:
+            continue
+        user, name, (num_outputs, num_inputs) = weight.user, weight.user.output[0], weight.shape
+        group = weight.codes.shape[1]
+        unsigned = (weight.codes.reshape(num_outputs, -1, group) + 8).astype(np.uint8)  # the kernel's zero point is 8
+        inputs = [
+            user.input[0],
+            editor.constant(f"{name}_weight", unsigned[..., 0::2] | unsigned[..., 1::2] << 4),
+            editor.constant(f"{name}_weight_scale", weight.scales),
+        ]
+        if user.op_type == "Gemm" and len(user.input) > 2:
+            inputs += ["", "", user.input[2]]
+        attributes = {"K": num_inputs, "N": num_outputs, "bits": 4, "block_size": group}
+        packed = helper.make_node("MatMulNBits", inputs, [name], user.name, domain="com.microsoft", **attributes)
+        editor.replace(user, [packed])
+    editor.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    _save(editor, file)
+
+
+def pack_for_tensorrt(file: Path) -> None:
+    """Stores 4-bit weights in groups as INT4, in the groups of DequantizeLinear."""
+    editor = _Editor(onnx.load(str(file)))
+    for weight in editor.weights(("Gemm", "MatMul")):
+        if not weight.grouped:
+            continue
+        name, group = weight.user.output[0], weight.codes.shape[1]
+        codes, made = weight.codes.reshape(weight.shape), weight.dequantize.output[0]
+        low, high = codes[..., 0::2], codes[..., 1::2]
+        packed = ((low & 15) | (high & 15) << 4).astype(np.uint8).tobytes()
+        held = helper.make_tensor(f"{name}_weight", TensorProto.INT4, weight.shape, packed, raw=True)
+        scales = editor.constant(f"{name}_weight_scale", weight.scales.reshape(weight.shape[0], -1))
+        dequantize = helper.make_node("DequantizeLinear", [editor.keep(held), scales], [made], axis=1, block_size=group)
+        dequantize.name = weight.dequantize.name
+        (reshape,) = (node for node in editor.graph.node if made in node.input)
+        dequantize.output[0] = reshape.output[0]
+        editor.replace(reshape, [dequantize])
+    for opset in editor.model.opset_import:
+        if opset.domain == "":
+            opset.version = INT4_OPSET
+    _save(editor, file)
+
+
+def store_in_eight_bits(file: Path) -> None:
+    """Turns the dequantization of weights into a cast and a product, which onnxruntime computes when it loads a file.
+
+    It leaves DequantizeLinear to every run, or fuses it with a dense layer whose inputs it then rounds to 8 bits.
+    """
+    editor = _Editor(onnx.load(str(file)))
+    for node in list(editor.graph.node):
+        if node.op_type != "DequantizeLinear" or node.input[0] not in editor.constants:
+            continue
+        codes, scales, made = editor.value(node.input[0]), editor.value(node.input[1]), node.output[0]
+        axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+        shape = [-1 if dimension == axis else 1 for dimension in range(codes.ndim)]
+        unit = editor.constant(f"{made}_scale", scales.reshape(shape))
+        cast = helper.make_node("Cast", [node.input[0]], [f"{made}_codes"], to=TensorProto.FLOAT)
+        editor.replace(node, [cast, helper.make_node("Mul", [f"{made}_codes", unit], [made])])
+    _save(editor, file)
+
+
+def store_in_half(file: Path) -> None:
+    """Stores the weights that half precision holds exactly as float16, each with a cast to float32 behind it."""
+    editor = _Editor(onnx.load(str(file)))
+    for tensor in list(editor.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size < MIN_HALVED or not np.array_equal(half.astype(np.float32), values):
+            continue
+        held = editor.constant(f"{tensor.name}_half", half)
+        editor.graph.initializer.remove(tensor)
+        editor.graph.node.insert(0, helper.make_node("Cast", [held], [tensor.name], to=TensorProto.FLOAT))
+    _save(editor, file)
+
+
+def _save(editor: _Editor, file: Path) -> None:
+    editor.drop_unused()
+    onnx.checker.check_model(editor.model)
+    onnx.save(editor.model, str(file))

@@ -1,0 +1,265 @@
+"""The forms of a quantized network beside static int8: what becomes of its graph, and how kernels run the dynamic one.
+
+Weights pass through quantize and dequantize nodes, from which exporters make int8 constants; in fp16 they are rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgedl.core import TargetError
+from edgedl.quantize.folding import fold_batch_norms
+from edgedl.quantize.integer import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, IntegerInterpreter
+from edgedl.quantize.operators import OPERATORS, Operator, Role
+from edgedl.quantize.quantizer import is_float
+from edgedl.quantize.schemes import Form, Scheme
+
+LARGEST_HALF = 65504.0
+LARGEST_4_BIT = 7
+SENSITIVE = (
+    *("layer_norm", "group_norm", "batch_norm", "rms_norm", "softmax", "log_softmax", "logsumexp"),
+    *("mean", "sum", "var", "norm", "exp", "pow", "rsqrt", "cumsum", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
+)
+"""ATen operators that sum or exponentiate: they overflow in half precision, or lose much, and stay in float32."""
+EMBEDDING = Operator(Role.WEIGHTED, inputs=(1,), weight=0)
+
+
+def rewritten(graph: GraphModule, form: Form, scheme: Scheme, group_size: int) -> GraphModule:
+    """An exported float graph in one of the forms, with batch norms folded into the layers before them.
+
+    Raises `TargetError` where 4-bit weights are asked for and no layer can have them.
+    """
+    fold_batch_norms(graph)
+    if form == "fp16":
+        _round_parameters(graph)
+        return _computing_in_half(graph) if scheme.computes_in_half else graph
+    four_bits, group = form.startswith("int4"), group_size if scheme.groups_weights else 0
+    weighted = [(node, operator) for node in graph.graph.nodes if (operator := weighted_operator(node)) is not None]
+    small = [node for node, operator in weighted if four_bits and _takes_four_bits(graph, node, operator, group)]
+    if four_bits and not small:
+        unless = f" whose number of inputs is a multiple of {group}" if group else ""
+        raise TargetError(f"{form}: the network has no linear layer{unless}, and no other can have 4-bit weights")
+    for node, operator in weighted:
+        in_small = node in small
+        _quantize_weight(graph, node, operator, LARGEST_4_BIT if in_small else scheme.weight_max, group * in_small)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def weighted_operator(node: Node) -> Operator | None:
+    """The row of the table of a node that has a constant float weight; None for any other."""
+    operator = EMBEDDING if str(node.target) == "aten.embedding.default" else OPERATORS.get(str(node.target))
+    if operator is None or operator.role is not Role.WEIGHTED:
+        return None
+    weight = node.args[operator.weight]
+    return operator if isinstance(weight, Node) and weight.op == "get_attr" else None
+
+
+def is_dense(node: Node) -> bool:
+    """Whether it is a linear layer."""
+    return str(node.target).startswith("aten.linear")
+
+
+def _takes_four_bits(graph: GraphModule, node: Node, operator: Operator, group: int) -> bool:
+    if not is_dense(node):
+        return False
+    num_inputs = _parameter(graph, cast("Node", node.args[operator.weight])).shape[1]
+    return not group or num_inputs % group == 0
+
+
+def sharing_a_scale(node: Node, weight: torch.Tensor, scheme: Scheme) -> tuple[int, ...] | None:
+    """Dimensions of an operator's input over which one run-time scale goes; None if it computes in float.
+
+    On LiteRT those are XNNPACK's: its dense kernels scale row by row, those of convolutions image by image, and a
+    convolution that is a dense layer for each pixel runs as one. Depthwise ones would fall back to a slow kernel
+    of the interpreter's own, and transposed ones have none: on every runtime only their storage shrinks.
+    """
+    kind = str(node.target)
+    num_spatial = weight.ndim - 2
+    if is_dense(node):
+        return None if scheme.run_time_scales is None else (-1,) if scheme.run_time_scales == "row" else ()
+    if not kind.startswith(("aten.conv1d", "aten.conv2d")) or weight.shape[1] == 1:
+        return None
+    if scheme.run_time_scales == "tensor":
+        return ()
+    by_pixel = set(weight.shape[2:]) == {1} and not _strides(node) - {1} and not _paddings(node) - {0}
+    return (1,) if by_pixel else tuple(range(1, 2 + num_spatial))
+
+
+class DynamicInterpreter(IntegerInterpreter):
+    """Runs a graph whose weights are quantized with activations scaled at run time, as the runtime's kernels do.
+
+    Sums are exact, and the rest is done in float32 in the order of the kernels; what is left is the last bit of
+    fused multiply-adds, and what it tips over in the layers behind. Where a runtime scales a whole tensor at once,
+    that is done for each sample: files of batch size 1 do so.
+    """
+
+    def __init__(self, graph: GraphModule, scheme: Scheme, record: bool = False) -> None:
+        super().__init__(graph, scheme.runtime, record)
+        self.scheme = scheme
+
+    def run_node(self, n: Node) -> Any:
+        value = self._run_time_scaled(n)
+        if value is None:
+            return super().run_node(n)
+        if self.record:
+            self._note(n, value)
+        return value
+
+    def _run_time_scaled(self, node: Node) -> torch.Tensor | None:
+        operator = OPERATORS.get(str(node.target))
+        if operator is None or operator.role is not Role.WEIGHTED:
+            return None
+        weight = cast("Node", node.args[operator.weight])
+        if weight.target != DEQUANTIZE_WEIGHT:
+            return None
+        source = cast("Node", node.args[operator.inputs[0]])
+        shared = sharing_a_scale(node, self.env[weight], self.scheme)
+        if shared is None:
+            return None
+        values = self.env[source]
+        by_row = self.scheme.run_time_scales == "row"
+        codes, unit = (_litert_codes if by_row else _onnxruntime_codes)(values, shared or tuple(range(1, values.ndim)))
+        codes_of_weight, scales = self.env[cast("Node", weight.args[0])], self.env[cast("Node", weight.args[1])]
+        replaced: dict[Node, Any] = {source: codes, weight: codes_of_weight.double()}
+        bias = node.args[operator.bias] if len(node.args) > operator.bias else None
+        if isinstance(bias, Node):
+            replaced[bias] = torch.zeros_like(self.env[bias], dtype=torch.float64)
+        sums = self._call(node, replaced).float()
+        channels = (-1,) if is_dense(node) else (1, -1, *[1] * (sums.ndim - 2))
+        scales = scales.reshape(channels)
+        real = sums * unit * scales if by_row else sums * (unit * scales)
+        return cast("torch.Tensor", real if bias is None else real + self.env[cast("Node", bias)].reshape(channels))
+
+
+def _litert_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """XNNPACK's int8 codes, less their zero point, as float64, and the size of their unit."""
+    low = values.amin(tuple(shared), keepdim=True).clamp(max=0)
+    high = values.amax(tuple(shared), keepdim=True).clamp(min=0)
+    factor = torch.where(low == high, torch.ones_like(low), 255 / (high - low))
+    steps_low, steps_high = low * factor, high * factor
+    # Of the two ends, the zero point is made exact for the one whose rounding errs more.
+    is_low = (-128 + steps_low) + (127 + steps_high) > 0
+    zero_point = torch.where(is_low, -128 - steps_low, 127 - steps_high).clamp(-128, 127).round()
+    codes = (torch.round(values * factor) + zero_point).clamp(-128, 127) - zero_point
+    return codes.double(), 1 / factor
+
+
+def _onnxruntime_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The uint8 codes of DynamicQuantizeLinear, less their zero point, as float64, and the size of their unit."""
+    low = values.amin(tuple(shared), keepdim=True).clamp(max=0)
+    high = values.amax(tuple(shared), keepdim=True).clamp(min=0)
+    scale = torch.where(low == high, torch.ones_like(low), (high - low) / 255)
+    zero_point = torch.round((-low / scale).clamp(0, 255))
+    codes = (torch.round(values / scale) + zero_point).clamp(0, 255) - zero_point
+    return codes.double(), scale
+
+
+def _quantize_weight(graph: GraphModule, node: Node, operator: Operator, largest: int, group: int) -> None:
+    """Puts quantize and dequantize nodes between a weighted operator and its weight.
+
+    With `group`, a scale goes over as many neighbouring inputs of one output: the groups are rows while quantized.
+    """
+    weight = _parameter(graph, cast("Node", node.args[operator.weight])).detach()
+    axis = operator.weight_axis
+    rows = weight.reshape(-1, group) if group else weight
+    scales = _scales(rows.movedim(axis, 0).flatten(1), largest)
+    unit = scales.reshape([-1 if dimension == axis else 1 for dimension in range(rows.ndim)])
+    name = f"{node.name}_weight"
+    # On the grid already: a converter that divides where torch multiplies would round one in 100,000 the other way.
+    graph.register_buffer(name, (torch.round(rows / unit).clamp(-largest, largest) * unit).reshape(weight.shape))
+    graph.register_buffer(f"{name}_scale", scales)
+    graph.register_buffer(f"{name}_zero_point", torch.zeros_like(scales, dtype=torch.int64))
+    with graph.graph.inserting_before(node):
+        value = graph.graph.get_attr(name)
+        if group:
+            value = graph.graph.call_function(torch.ops.aten.reshape.default, (value, list(rows.shape)))
+        grid = (graph.graph.get_attr(f"{name}_scale"), graph.graph.get_attr(f"{name}_zero_point"))
+        limits = (axis, -largest, largest, torch.int8)
+        value = graph.graph.call_function(QUANTIZE_WEIGHT, (value, *grid, *limits))
+        value = graph.graph.call_function(DEQUANTIZE_WEIGHT, (value, *grid, *limits))
+        if group:
+            value = graph.graph.call_function(torch.ops.aten.reshape.default, (value, list(weight.shape)))
+    node.update_arg(operator.weight, value)
+
+
+def _scales(rows: torch.Tensor, largest: int) -> torch.Tensor:
+    """One scale a row (R, K) -> (R,): with 8 bits its largest magnitude counts, with 4 the least squared error."""
+    reach = rows.abs().amax(1)
+    reach = torch.where(reach > 0, reach, torch.ones_like(reach))  # a row of zeros still needs a scale to divide by
+    if largest != LARGEST_4_BIT:
+        return reach / largest
+    best, least = reach / largest, torch.full_like(reach, torch.inf)
+    for shrink in torch.linspace(1.0, 0.6, 41):
+        scale = (reach * shrink / largest)[:, None]
+        error = (torch.round(rows / scale).clamp(-largest, largest) * scale - rows).square().sum(1)
+        best = torch.where(error < least, scale[:, 0], best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def _round_parameters(graph: GraphModule) -> None:
+    """Puts weights and tables on numbers that half precision holds; those too large for it, and numbers, stay."""
+    with torch.no_grad():
+        for value in [*graph.parameters(), *graph.buffers()]:
+            if value.is_floating_point() and value.ndim and bool(value.abs().max() <= LARGEST_HALF):
+                value.copy_(value.half().float())
+
+
+def _computing_in_half(graph: GraphModule) -> GraphModule:
+    """Inputs and outputs stay float32, and so do the operators that are sensitive to rounding."""
+    graph.half()
+    nodes = graph.graph
+    for node in list(nodes.nodes):
+        if node.op == "placeholder" and is_float(node):
+            with nodes.inserting_after(node):
+                cast_node = nodes.call_function(torch.ops.aten.to.dtype, (node, torch.float16))
+            node.replace_all_uses_with(cast_node, delete_user_cb=lambda user, made=cast_node: user is not made)
+        elif node.op == "output":
+            for value in list(node.all_input_nodes):
+                if is_float(value):
+                    with nodes.inserting_before(node):
+                        node.replace_input_with(
+                            value, nodes.call_function(torch.ops.aten.to.dtype, (value, torch.float32))
+                        )
+        elif node.op == "call_function" and is_float(node):
+            if str(node.target).split(".")[1].lstrip("_") in SENSITIVE:
+                _keep_in_float(nodes, node)
+            else:
+                half = {torch.float32: torch.float16}
+                node.args = tuple(half.get(a, a) if isinstance(a, torch.dtype) else a for a in node.args)
+                node.kwargs = {k: half.get(a, a) if isinstance(a, torch.dtype) else a for k, a in node.kwargs.items()}
+    graph.recompile()
+    return graph
+
+
+def _keep_in_float(nodes: torch.fx.Graph, node: Node) -> None:
+    with nodes.inserting_before(node):
+        for value in node.all_input_nodes:
+            node.replace_input_with(value, nodes.call_function(torch.ops.aten.to.dtype, (value, torch.float32)))
+    with nodes.inserting_after(node):
+        cast_node = nodes.call_function(torch.ops.aten.to.dtype, (node, torch.float16))
+    node.replace_all_uses_with(cast_node, delete_user_cb=lambda user: user is not cast_node)
+
+
+def _parameter(graph: GraphModule, node: Node) -> torch.Tensor:
+    value: Any = graph
+    for name in str(node.target).split("."):
+        value = getattr(value, name)
+    return cast("torch.Tensor", value)
+
+
+def _strides(node: Node) -> set[int]:
+    return set(cast("Sequence[int]", node.args[3])) if len(node.args) > 3 else {1}
+
+
+def _paddings(node: Node) -> set[Any]:
+    padding = node.args[4] if len(node.args) > 4 else 0
+    if isinstance(padding, str):  # a kernel of one pixel needs none, whatever the rule
+        return {0}
+    return set(padding) if isinstance(padding, list | tuple) else {padding}

@@ -1,0 +1,285 @@
+"""The forms of a quantized network beside static int8: every one on every target, deployed against simulated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from edgedl import ladder, measure, plugins, recipe, stats
+from edgedl.core import Artifact, Model, RecipeError, Target, TargetError, TensorSpec
+from edgedl.flatbuffer import Flatbuffer
+from edgedl.quantize.schemes import LITERT, ONNXRUNTIME, Form
+from edgedl.quantize.simulate import Quantization
+from edgedl.torch_session import TorchSession
+from tests.toys import Noise
+
+torch.manual_seed(0)  # for the weights of the networks below
+
+
+class Attention(nn.Module):
+    """Norm, dense layers on sequences, a softmax between them: query, key and value share an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.query, self.key = nn.LayerNorm(64), nn.Linear(64, 64), nn.Linear(64, 64, bias=False)
+        self.value, self.out = nn.Linear(64, 64), nn.Linear(64, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        weights = torch.softmax(self.query(x) @ self.key(x).transpose(1, 2) / 8, -1)
+        return self.out(weights @ self.value(x))
+
+
+class Mean(nn.Module):
+    """Over all pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3))
+
+
+class Tokens(Noise):
+    """Random token numbers in."""
+
+    @property
+    def inputs(self):
+        return {"x0": TensorSpec(self.shape, "int32")}
+
+    def arrays(self, split):
+        return {"x0": np.random.default_rng(3).integers(0, 50, (self.num_samples, *self.shape)).astype(np.int32)}
+
+
+IMAGE = (8, 10, 10)
+NETWORKS = {
+    "image": (
+        nn.Sequential(
+            *(nn.Conv2d(8, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, stride=2, groups=2)),
+            *(nn.ReLU6(), nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.BatchNorm2d(64), nn.ReLU6()),
+            *(nn.Conv2d(64, 96, 1), nn.ReLU(), nn.Conv2d(96, 64, 1, stride=2), Mean(), nn.Linear(64, 10)),
+        ),
+        Noise(shape=IMAGE),
+    ),
+    "sequence": (nn.Sequential(nn.Conv1d(8, 48, 3, padding=1), nn.ReLU(), nn.Conv1d(48, 64, 1)), Noise(shape=(8, 20))),
+    "dense": (
+        nn.Sequential(nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)),
+        Noise(shape=(1024,)),
+    ),
+    "tokens": (nn.Sequential(nn.Embedding(50, 64), Attention()), Tokens(shape=(7,))),
+}
+with torch.no_grad():  # batch norms with statistics of their own
+    NETWORKS["image"][0].train()(torch.randn(32, *IMAGE))
+for net, _ in NETWORKS.values():
+    net.eval()
+LEAST_DB = {"int8 dynamic": 34, "int8 weights": 40, "int4 dynamic": 15, "int4 weights": 15, "fp16": 60}
+"""Simulated against float: random weights in so few bits."""
+
+
+def target_of(use: str) -> Target:
+    found = plugins.load("targets", use).model_validate({})
+    assert isinstance(found, Target)
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Callable[[str, str, Form | None], tuple[Model, Artifact]]:
+    """Makes a network's file for a target in a form, or in float, once for all tests."""
+
+    @functools.cache
+    def build(name: str, use: str, form: Form | None) -> tuple[Model, Artifact]:
+        net, task = NETWORKS[name]
+        model = Model(net=net, quantization=None if form is None else Quantization(net, task, "auto", form))
+        return model, target_of(use).build(model, task, tmp_path_factory.mktemp("file"), batch_size=1)
+
+    return build
+
+
+def climbed(name: str, use: str, model: Model, artifact: Artifact) -> ladder.Climb:
+    """The ladder of a file; onnxruntime stands in for NVIDIA's runtimes."""
+    net, task = NETWORKS[name]
+    session = target_of("onnxruntime" if use == "tensorrt" else use).open(artifact.stand_in or artifact.file)
+    reference = measure.evaluate(TorchSession(net, task), task, "test")
+    above = (ladder.rung("float", reference.score, (), task),)
+    climb = ladder.climb(model, reference, above, target_of(use), session, task)
+    session.close()
+    return climb
+
+
+CASES = [
+    (name, use, form)
+    for name in NETWORKS
+    for use in ("tflite", "onnxruntime", "tensorrt")
+    for form in target_of(use).forms
+    if form != "int8" and (name != "sequence" or form == "int8 dynamic")
+]
+
+
+@pytest.mark.parametrize(("name", "use", "form"), CASES)
+def test_the_deployed_file_repeats_the_simulation(name, use, form, built):
+    model, artifact = built(name, use, form)
+    assert artifact.precision == form
+    if use == "tensorrt":
+        assert "RTX" in artifact.versions["checked_by"]  # NVIDIA's parser and builder have taken it
+    climb = climbed(name, use, model, artifact)
+    assert climb.breach is None
+    assert climb.quantization_db > LEAST_DB[form]
+    if form == "fp16" and use == "tensorrt":  # in half, where every kernel rounds
+        assert climb.agreement.sqnr_db > 55
+    elif form.endswith("dynamic"):
+        assert climb.agreement.sqnr_db > climb.quantization_db + 20
+    else:  # the same float32 kernels on the same weights
+        assert climb.agreement.sqnr_db > 110
+
+
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime", "tensorrt"])
+def test_files_of_heavy_weights_shrink_as_far_as_their_bits(use, built):
+    """4x with 8 bits, nearly 8x with 4, 2x in half precision."""
+    size = built("dense", use, None)[1].file.stat().st_size
+    for form in target_of(use).forms[1:]:
+        bits = {"int8": 8, "int4": 4, "fp16": 16}[form.split()[0]]
+        if form == "int4 weights" and use != "tflite":
+            bits += 1  # a float32 scale for 32 weights
+        assert size / built("dense", use, form)[1].file.stat().st_size == pytest.approx(32 / bits, rel=0.1), form
+
+
+def operators(file: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(str(file)).graph.node]
+
+
+def test_onnx_files_hold_the_operators_of_their_form(built):
+    dynamic = operators(built("tokens", "onnxruntime", "int8 dynamic")[1].file)
+    assert dynamic.count("MatMulInteger") == 4
+    assert dynamic.count("DynamicQuantizeLinear") == 2  # query, key and value share one
+    four_bits = operators(built("tokens", "onnxruntime", "int4 weights")[1].file)
+    assert four_bits.count("MatMulNBits") == 4
+    half = onnx.load(str(built("tokens", "tensorrt", "fp16")[1].file)).graph
+    types = {tensor.name: tensor.data_type for tensor in half.initializer}
+    products = [node for node in half.node if node.op_type in ("MatMul", "Gemm")]
+    weights = [types[name] for node in products for name in node.input if name in types]
+    assert weights == [onnx.TensorProto.FLOAT16] * 4
+    assert {value.type.tensor_type.elem_type for value in half.output} == {onnx.TensorProto.FLOAT}
+
+
+def test_dynamic_tflite_files_use_hybrid_kernels_where_they_are_fast(built):
+    _, artifact = built("image", "tflite", "int8 dynamic")
+    graph = Flatbuffer(artifact.file.read_bytes())
+    types = graph.schema.TensorType
+    weights = [
+        (kind, graph.tensors[operator.inputs[1]].type)
+        for operator in graph.operators
+        if "CONV" in (kind := graph.kind(operator))
+    ]
+    convolution, depthwise = ("CONV_2D", types.INT8), ("DEPTHWISE_CONV_2D", types.FLOAT32)
+    assert weights == [convolution, convolution, depthwise, convolution, convolution]
+    assert len(graph.dequantized_constants()) == 1
+
+
+def test_what_is_stored_in_half_is_all_weights_and_biases(built):
+    _, artifact = built("dense", "tflite", "fp16")
+    graph = Flatbuffer(artifact.file.read_bytes())
+    held = [graph.tensors[operator.inputs[0]] for operator in graph.dequantized_constants().values()]
+    assert {tensor.type for tensor in held} == {graph.schema.TensorType.FLOAT16}
+    # All but the last bias of ten numbers, of which a cast would take more.
+    assert sorted(len(graph.constant(tensor)) // 2 for tensor in held) == [32, 128, 320, 4096, 131072]
+
+
+def test_the_scale_of_a_row_does_not_depend_on_other_samples():
+    net, task = NETWORKS["dense"]
+    for scheme in (LITERT, ONNXRUNTIME):
+        session = Quantization(net, task, "auto", "int8 dynamic").simulated(scheme).session()
+        values = task.arrays("test")["x0"][:4]
+        alone = session.run({"x0": values[:1]})["y"]
+        values[1:] *= 100
+        assert np.array_equal(session.run({"x0": values})["y"][:1], alone)
+
+
+@pytest.mark.parametrize("values", [np.zeros, np.ones], ids=["zeros", "ones"])
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime"])
+def test_inputs_without_a_range(use, values, built):
+    model, artifact = built("dense", use, "int8 dynamic")
+    batch = {"x0": values((1, 1024), np.float32)}
+    session = target_of(use).open(artifact.file)
+    simulated = model.quantization.simulated(target_of(use).scheme).session().run(batch)["y"]
+    assert stats.sqnr_db(simulated, session.run(batch)["y"]) > 100
+    session.close()
+
+
+def test_profiles_and_activations_leave_out_constants(built):
+    _, artifact = built("dense", "tflite", "fp16")
+    session = target_of("tflite").open(artifact.file)
+    batch = {"x0": np.ones((1, 1024), np.float32)}
+    assert [time.kind for time in session.profile(batch)] == ["FULLY_CONNECTED"] * 3
+    assert [value.values.size for value in session.activations(batch)] == [128, 32, 10]
+    session.close()
+
+
+def test_runtimes_share_the_static_graph():
+    net, task = NETWORKS["dense"]
+    plan = Quantization(net, task, "min-max")
+    assert plan.simulated(LITERT) is plan.simulated(ONNXRUNTIME)
+    dynamic = Quantization(net, task, "auto", "int8 dynamic")
+    assert dynamic.simulated(LITERT) is not dynamic.simulated(ONNXRUNTIME)
+
+
+def test_a_target_without_the_form_is_an_error_that_names_both(built):
+    with pytest.raises(TargetError, match=r"tensorrt has no form 'int8 dynamic'"):
+        built("dense", "tensorrt", "int8 dynamic")
+
+
+def test_four_bits_without_a_layer_for_them_is_an_error(built):
+    with pytest.raises(TargetError, match="no linear layer"):
+        built("sequence", "tflite", "int4 weights")
+
+
+def test_onnxruntime_scales_single_samples_only(tmp_path):
+    net, task = NETWORKS["dense"]
+    model = Model(net=net, quantization=Quantization(net, task, "auto", "int8 dynamic"))
+    with pytest.raises(TargetError, match="batch_size"):
+        target_of("onnxruntime").build(model, task, tmp_path, batch_size=2)
+
+
+RECIPE = """
+task = {{ use = "digits" }}
+model = {{ use = "mlp" }}
+steps = [ {{ use = "quantize", {step} }} ]
+targets = [ {{ use = "tflite" }}, {{ use = "{target}" }} ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "target", "said"),
+    [
+        ('precision = "int4"', "onnxruntime", "int4 has no method 'ptq'"),
+        ('precision = "fp16", method = "dynamic"', "onnxruntime", "fp16 has no method 'dynamic'"),
+        ('method = "dynamic", calibrator = "mse"', "onnxruntime", "not calibrated"),
+        ('method = "weight-only", group_size = 64', "onnxruntime", "group_size belongs to int4"),
+        ('method = "dynamic"', "tensorrt", "tensorrt has no form 'int8 dynamic'"),
+        ('precision = "int4", method = "dynamic"', "onnxruntime", "onnxruntime has no form 'int4 dynamic'"),
+    ],
+)
+def test_recipes_refuse_what_makes_no_sense(step, target, said):
+    with pytest.raises(RecipeError, match=said):
+        recipe.parse(RECIPE.format(step=step, target=target), Path("r.toml"))
+
+
+@pytest.mark.parametrize(
+    ("step", "form"),
+    [
+        ("", "int8"),
+        ('method = "dynamic"', "int8 dynamic"),
+        ('method = "weight-only"', "int8 weights"),
+        ('precision = "int4", method = "weight-only", group_size = 64', "int4 weights"),
+        ('precision = "fp16"', "fp16"),
+    ],
+)
+def test_recipes_name_the_form(step, form):
+    text = RECIPE.format(step=step or 'precision = "int8"', target="onnxruntime")
+    found = recipe.parse(text, Path("r.toml"))
+    assert found.steps[0].form == form
+    model = found.steps[0].apply(Model(net=nn.Linear(4, 4)), found.task)
+    assert model.precision == form
