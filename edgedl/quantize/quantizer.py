@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -29,6 +30,11 @@ UNTIED = 1 + 2**-7
 results would lie exactly between two codes, where runtimes round apart."""
 SMALLEST_SCALE = 2.0**-120
 """For a tensor of zeros: still a normal float32, and so are its products with other scales."""
+
+Grid: TypeAlias = tuple[float, int]
+"""Scale, which a graph keeps as float32, and zero point."""
+Grids: TypeAlias = Mapping[str, Grid]
+"""The grid of each activation, by the name of the observer that `simulate.prepare` gives it."""
 
 
 class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
@@ -139,10 +145,11 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
     ) -> None:
         super().__init__(dtype=dtype)
         self.quant_min, self.quant_max, self.qscheme, self.widened = quant_min, quant_max, qscheme, widened
-        self.calibrator = "min-max"
         self.counts = np.zeros(NUM_BINS)
         self.reach = 0.0
         self.low, self.high = np.inf, -np.inf
+        self.chosen: Grid | None = None
+        """What the value is quantized with in the end."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = x.detach()
@@ -159,9 +166,19 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
 
     def calculate_qparams(self, **_: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale float32 and zero point int32, scalars."""
-        symmetric = self.qscheme == torch.per_tensor_symmetric
+        assert self.chosen is not None
+        scale, zero_point = self.chosen
+        return torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32)
+
+    def calibrated(self, calibrator: str) -> Grid:
+        """The grid over what a calibrator makes of the histogram."""
         histogram = Histogram(self.counts, self.reach, self.low, self.high)
-        low, high = (self.widened * end for end in CALIBRATORS[self.calibrator](histogram, symmetric))
+        return self.grid(*CALIBRATORS[calibrator](histogram, self.qscheme == torch.per_tensor_symmetric))
+
+    def grid(self, low: float, high: float) -> Grid:
+        """The grid that covers a range; on a symmetric one, low = -high."""
+        symmetric = self.qscheme == torch.per_tensor_symmetric
+        low, high = self.widened * low, self.widened * high
         num_steps = 2 * self.quant_max if symmetric else self.quant_max - self.quant_min
         scale, zero_point = max((high - low) / num_steps, SMALLEST_SCALE), 0
         if not symmetric:
@@ -171,7 +188,7 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
             # Rounding the zero point has moved the grid: it is stretched until it covers both ends again.
             steps_above, steps_below = self.quant_max - zero_point, zero_point - self.quant_min
             scale = max(high / max(steps_above, 1), -low / max(steps_below, 1), SMALLEST_SCALE)
-        return torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32)
+        return scale, zero_point
 
 
 class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]

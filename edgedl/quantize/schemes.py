@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Form = Literal["int8", "int8 dynamic", "int8 weights", "int4 dynamic", "int4 weights", "fp16"]
+Form = Literal["int8", "int8 layers", "mixed", "int8 dynamic", "int8 weights", "int4 dynamic", "int4 weights", "fp16"]
 """The ways to store and compute a network in fewer bits, by the names that reports use.
 
-`int8` is static: activations on grids from calibration. In `dynamic` forms their grids are made at run time, in
+`int8` is static: activations on grids from calibration. In `int8 layers` only layers with weights are, and what is
+between them stays float; in `mixed`, some blocks stay float. In `dynamic` forms their grids are made at run time, in
 `weights` forms they stay float: only weights are stored in fewer bits. In int4 forms, linear layers have 4-bit
 weights and all others 8-bit ones. In `fp16` weights are half-precision numbers; a runtime that can computes so, too.
 """
@@ -32,6 +33,8 @@ class Scheme:
     run_time_scales: Literal["row", "tensor"] | None = None
     """What shares a scale that is made at run time: a row of a dense layer's input and an image of a convolution's,
     or the whole tensor."""
+    float_outputs: bool = False
+    """Whether dense layers can give their int32 sums as float: a network that ends in one loses nothing to a grid."""
     groups_weights: bool = False
     """Whether 4-bit weights may have a scale for each group of inputs, not only for each output."""
     computes_in_half: bool = False
@@ -43,12 +46,17 @@ class Scheme:
     weight_min: int = -127
     weight_max: int = 127
 
+    def with_weight_bits(self, bits: int) -> Scheme:
+        """The same with weights of fewer bits, in int8 all the same."""
+        limit = 2 ** (bits - 1) - 1
+        return replace(self, weight_min=-limit, weight_max=limit)
+
 
 AFFINE = Scheme(name="affine", symmetric_activations=False)
 """LiteRT and onnxruntime: asymmetric activations, one bit more precise after a ReLU."""
 
 LITERT = replace(AFFINE, runtime="litert", run_time_scales="row")
-ONNXRUNTIME = replace(AFFINE, runtime="onnxruntime", run_time_scales="tensor", groups_weights=True)
+ONNXRUNTIME = replace(AFFINE, runtime="onnxruntime", run_time_scales="tensor", float_outputs=True, groups_weights=True)
 
 SYMMETRIC = Scheme(name="symmetric", symmetric_activations=True)
 """TensorRT: its parser refuses a zero point other than 0."""

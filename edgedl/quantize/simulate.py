@@ -1,29 +1,30 @@
-"""Simulated quantization: from a float module to the graph that every deployed int8 file is held against."""
+"""Simulated quantization: from a float module to the graph that every deployed quantized file is held against."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgedl import progress
 from edgedl.core import Activation, Split, Task
 from edgedl.measure import Scored, evaluate
-from edgedl.quantize import forms
+from edgedl.quantize import forms, mixed
 from edgedl.quantize.choose import Candidate, Trial, choose
 from edgedl.quantize.corrections import correct
 from edgedl.quantize.equalization import equalize
-from edgedl.quantize.folding import attribute, constant, fold_batch_norms
+from edgedl.quantize.folding import Fold, attribute, constant, fold_batch_norms
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.operators import OPERATORS, Role
-from edgedl.quantize.quantizer import ActivationObserver, TableQuantizer
+from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
 from edgedl.quantize.rewrite import rewrite
 from edgedl.quantize.schemes import Form, Scheme
 from edgedl.recurrent import open_recurrent
@@ -31,6 +32,9 @@ from edgedl.torch_session import BATCH_SIZE, TorchSession
 
 NUM_CORRECTING = 64
 """Calibration samples that corrections look at: they estimate means over samples and pixels, and more tell no more."""
+
+Floats = Callable[[GraphModule], Collection[Node]]
+"""Which operators of a quantized graph are to stay in float."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Simulation:
     """The calibrator, and the corrections behind it."""
     tried: Mapping[str, Trial]
     form: Form = "int8"
+    chosen: Grids = MappingProxyType({})
+    draft: GraphModule | None = None
+    """A static graph with all its grids, before weights and biases were put on theirs."""
     _evaluated: dict[Split, Scored] = field(default_factory=dict, repr=False)
 
     def evaluated(self, split: Split) -> Scored:
@@ -93,11 +100,23 @@ class Simulation:
             if node.target == QUANTIZE
         ]
 
+    def leaving(self, floats: Floats) -> Simulation:
+        """The same network with some operators in float."""
+        assert self.draft is not None
+        return replace(self, graph=_finished(self.draft, self.scheme, floats), _evaluated={})
+
+    def for_kernels_of(self, scheme: Scheme) -> Simulation:
+        """The same grids, run by the kernels of another runtime."""
+        assert self.draft is not None
+        return replace(self, graph=_finished(self.draft, scheme), scheme=scheme, _evaluated={})
+
 
 class Quantization:
     """How a network is to be quantized; the graph for a scheme is made when first asked for, and kept.
 
-    `calibrator` matters to the form int8 alone, `group_size` to 4-bit weights.
+    `calibrator`, `corrections` and `grids` matter to static forms alone, `group_size` to 4-bit weights. `grids` are
+    those that were learned, by scheme; activations of other schemes are calibrated. `blocks` are the parts that form
+    "mixed" leaves in float.
     """
 
     def __init__(
@@ -109,30 +128,59 @@ class Quantization:
         *,
         form: Form = "int8",
         group_size: int = 32,
+        weight_bits: int = 8,
+        grids: Mapping[str, Grids] = MappingProxyType({}),
+        blocks: Collection[str] = (),
     ) -> None:
         self.net, self.task, self.calibrator, self.corrections = net, task, calibrator, corrections
-        self.form, self.group_size = form, group_size
+        self.form, self.group_size, self.weight_bits, self.grids, self.blocks = (
+            form,
+            group_size,
+            weight_bits,
+            grids,
+            blocks,
+        )
         self.simulations: dict[str, Simulation] = {}
+        self._static: dict[str, Simulation] = {}
 
     @property
     def precision(self) -> str:
         return self.form
 
+    def in_form(self, form: Form, blocks: Collection[str] = ()) -> Quantization:
+        """The same network and calibration in another form."""
+        other = copy.copy(self)
+        other.form, other.blocks, other.simulations = form, blocks, {}
+        return other
+
     def simulated(self, scheme: Scheme) -> Simulation:
-        """Raises `UnsupportedOperator` for an operator that is not in the table, where the form is int8."""
+        """Raises `UnsupportedOperator` for an operator that is not in the table, where the form is static."""
         key = scheme.runtime or scheme.name
         if key not in self.simulations:
             self.simulations[key] = self._simulated(scheme)
         return self.simulations[key]
 
     def _simulated(self, scheme: Scheme) -> Simulation:
-        if self.form != "int8":
-            graph = forms.rewritten(export_graph(self.net, self.task), self.form, scheme, self.group_size)
-            return Simulation(graph, self.task, scheme, (), {}, self.form)
-        for twin in self.simulations.values():
-            if twin.scheme.name == scheme.name:  # the same grids, run by other kernels
-                return replace(twin, scheme=scheme, _evaluated={})
-        return simulate(self.net, self.task, scheme, self.calibrator, self.corrections)
+        if self.form == "int8":
+            return self._calibrated(scheme)
+        if self.form == "int8 layers":
+            return replace(self._calibrated(scheme).leaving(mixed.all_but_weighted), form=self.form)
+        if self.form == "mixed":
+            kept = frozenset(self.blocks)
+            return replace(self._calibrated(scheme).leaving(lambda graph: mixed.kept(graph, kept)), form=self.form)
+        graph = forms.rewritten(export_graph(self.net, self.task), self.form, scheme, self.group_size)
+        return Simulation(graph, self.task, scheme, (), {}, self.form)
+
+    def _calibrated(self, scheme: Scheme) -> Simulation:
+        """Static int8; schemes of one name share one calibration."""
+        if scheme.name not in self._static:
+            narrowed = scheme.with_weight_bits(self.weight_bits)
+            learned = self.grids.get(scheme.name)
+            self._static[scheme.name] = simulate(
+                self.net, self.task, narrowed, self.calibrator, self.corrections, learned
+            )
+        found = self._static[scheme.name]
+        return found if found.scheme.runtime == scheme.runtime else found.for_kernels_of(scheme)
 
 
 def simulate(
@@ -141,11 +189,18 @@ def simulate(
     scheme: Scheme,
     calibrator: str = "auto",
     corrections: Sequence[str] | Literal["auto"] = (),
+    grids: Grids | None = None,
 ) -> Simulation:
-    """Static int8, calibrated on the calibration split; what is "auto" is chosen on validation data."""
-    exported = export_graph(net, task)
-    fold_batch_norms(exported)
-    prepared = prepare_pt2e(exported, TableQuantizer(scheme))
+    """Static int8, calibrated on the calibration split; what is "auto" is chosen on validation data.
+
+    With `grids`, those of training, nothing is calibrated.
+    """
+    prepared, _ = prepare(net, task, scheme)
+    if grids is not None:
+        with torch.no_grad():
+            prepared(*_example(task))  # for the observers of weights
+        draft = _draft(prepared, grids)
+        return Simulation(_finished(draft, scheme), task, scheme, ("qat",), {}, chosen=grids, draft=draft)
     inputs = _first(task, NUM_CORRECTING)
 
     @cache
@@ -160,24 +215,54 @@ def simulate(
                 step(len(next(iter(batch.values()))))
         return graph
 
+    def grids_of(candidate: Candidate) -> dict[str, tuple[float, int]]:
+        name, *names = candidate
+        found = activation_observers(observed("equalization" in names)).items()
+        return {observer_name: observer.calibrated(name) for observer_name, observer in found}
+
+    @cache
+    def draft_of(candidate: Candidate) -> GraphModule:
+        names = candidate[1:]
+        return _draft(observed("equalization" in names), grids_of(candidate), names, inputs)
+
     @cache
     def graph_of(candidate: Candidate) -> GraphModule:
-        name, *names = candidate
-        return _convert(observed("equalization" in names), name, names, inputs)
+        return _finished(draft_of(candidate), scheme)
 
     choice, tried = choose(graph_of, net, task, calibrator, corrections)
-    return Simulation(graph_of(choice), task, scheme, choice, tried)
+    return Simulation(
+        graph_of(choice), task, scheme, choice, tried, chosen=grids_of(choice), draft=draft_of(choice)
+    )
+
+
+def prepare(net: torch.nn.Module, task: Task, scheme: Scheme) -> tuple[GraphModule, list[Fold]]:
+    """The network's graph with an observer at every value that has a grid, and the batch norms it has folded.
+
+    The names of observers depend on the network's structure alone: whoever prepares it again finds them again.
+    """
+    graph = export_graph(net, task)
+    folds = fold_batch_norms(graph)
+    return prepare_pt2e(graph, TableQuantizer(scheme)), folds
+
+
+def activation_observers(prepared: GraphModule) -> dict[str, ActivationObserver]:
+    """By name; one that several values share stands there once."""
+    return {name: module for name, module in prepared.named_modules() if isinstance(module, ActivationObserver)}
 
 
 def export_graph(net: torch.nn.Module, task: Task) -> GraphModule:
     """The ATen graph of a module, in evaluation mode, for any batch size."""
     net = copy.deepcopy(open_recurrent(net)).eval()
-    # Two samples: an example of one would fix the batch size at one.
-    example = tuple(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in task.inputs.values())
+    example = _example(task)
     dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in example:
         dynamic[tensor] = {0: torch.export.Dim.DYNAMIC}
     return rewrite(torch.export.export(net, example, dynamic_shapes=dynamic))  # type: ignore[arg-type]
+
+
+def _example(task: Task) -> tuple[torch.Tensor, ...]:
+    """Zeros for two samples: an example of one would fix the batch size at one."""
+    return tuple(torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in task.inputs.values())
 
 
 def activations(graph: GraphModule, inputs: Sequence[np.ndarray]) -> list[Activation]:
@@ -197,21 +282,43 @@ def _first(task: Task, num_samples: int) -> list[torch.Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(arrays[name][:num_samples])) for name in task.inputs]
 
 
-def _convert(
-    prepared: GraphModule, calibrator: str, corrections: Sequence[str] = (), inputs: Sequence[torch.Tensor] = ()
+def _draft(
+    prepared: GraphModule, grids: Grids, corrections: Sequence[str] = (), inputs: Sequence[torch.Tensor] = ()
 ) -> GraphModule:
+    """A q/dq graph on these grids, corrected, whose weights and biases lie between the points of theirs yet."""
     converted = copy.deepcopy(prepared)
-    for module in converted.modules():
-        if isinstance(module, ActivationObserver):
-            module.calibrator = calibrator
+    for name, observer in activation_observers(converted).items():
+        observer.chosen = grids[name]
     graph: GraphModule = convert_pt2e(converted, fold_quantize=False)
     correct(graph, inputs, corrections)
+    return graph
+
+
+def _finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -> GraphModule:
+    """What a runtime of the scheme is given: as its kernels keep weights and biases, and with its kind of outputs."""
+    graph = copy.deepcopy(draft)
+    if floats is not None:
+        mixed.leave_in_float(graph, floats(graph))
+    if scheme.float_outputs:
+        _free_outputs(graph)
     _round_weights(graph)
     _round_biases(graph)
     _drop_saturating_activations(graph)
     for module in graph.modules():  # it knows one mode only, whatever this says; exporters look at it
         module.training = False
     return graph
+
+
+def _free_outputs(graph: GraphModule) -> None:
+    """Takes the grid away from outputs that dense layers compute: their kernels give the sums as they are."""
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    for value in output.all_input_nodes:
+        if value.target == DEQUANTIZE and len(value.args[0].users) == 1:
+            source = value.args[0].args[0]
+            if str(source.target) == "aten.linear.default":
+                output.replace_input_with(value, source)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def _drop_saturating_activations(graph: GraphModule) -> None:
@@ -225,7 +332,9 @@ def _drop_saturating_activations(graph: GraphModule) -> None:
         # One that stands alone stays: without it, nothing would be left between two grids.
         if operator is None or operator.role is not Role.ACTIVATES or node.args[0].target == DEQUANTIZE:
             continue
-        (quantize,) = node.users  # every value in the graph is quantized
+        if [user.target for user in node.users] != [QUANTIZE]:
+            continue
+        (quantize,) = node.users
         scale, zero_point, low, high = quantize.args[1:5]
         ends = torch.tensor([(low - zero_point) * scale, (high - zero_point) * scale], dtype=torch.float64)
         if (node.target(ends.clone(), *node.args[1:]) - ends).abs().max() < scale / 2:
@@ -240,17 +349,15 @@ def _round_weights(graph: GraphModule) -> None:
     A converter that divides where torch multiplies would round one weight in 100,000 the other way.
     """
     for node in graph.graph.nodes:
-        if node.target == DEQUANTIZE_WEIGHT:
-            quantize = node.args[0]
-            if quantize.args[0].op != "get_attr":
-                continue
-            weight, scale, zero_point = (attribute(graph, source.target).detach() for source in quantize.args[:3])
-            axis, low, high, dtype = quantize.args[3:7]
-            codes = quantize.target(weight, scale, zero_point, axis, low, high, dtype)
-            rounded = node.target(codes, scale, zero_point, axis, low, high, dtype)
-            with graph.graph.inserting_before(quantize):
-                own = constant(graph, f"{quantize.name}_rounded", rounded)
-            quantize.replace_input_with(quantize.args[0], own)
+        if node.target != DEQUANTIZE_WEIGHT or node.args[0].args[0].op != "get_attr":
+            continue
+        quantize = node.args[0]
+        weight, scale, zero_point = (attribute(graph, source.target).detach() for source in quantize.args[:3])
+        codes = quantize.target(weight, scale, zero_point, *quantize.args[3:7])
+        rounded = node.target(codes, scale, zero_point, *quantize.args[3:7])
+        with graph.graph.inserting_before(quantize):
+            own = constant(graph, f"{quantize.name}_rounded", rounded)
+        quantize.replace_input_with(quantize.args[0], own)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -266,10 +373,8 @@ def _round_biases(graph: GraphModule) -> None:
         if operator is None or operator.role is not Role.WEIGHTED or len(node.args) <= operator.bias:
             continue
         source, weight, bias = node.args[0], node.args[operator.weight], node.args[operator.bias]
-        if bias is None:
-            continue
-        assert source.target == DEQUANTIZE
-        assert weight.target == DEQUANTIZE_WEIGHT
+        if bias is None or source.target != DEQUANTIZE or weight.target != DEQUANTIZE_WEIGHT:
+            continue  # it has none, or was left in float
         grid = torch.tensor(source.args[1]) * attribute(graph, weight.args[1].target)
         rounded = torch.round(attribute(graph, bias.target).detach() / grid) * grid
         # A constant of its own: the same bias may lie on another grid elsewhere.
