@@ -175,12 +175,17 @@ class Step(Part):
 
     compresses: ClassVar[bool] = True
     """False for a step that only makes the float reference."""
-    learns: ClassVar[bool] = True
-    """False for a step that leaves the weights alone and costs nothing to apply again."""
     sparsifies: ClassVar[bool] = False
     """True for a step that sets weights to zero for good: those after it have to keep them (`Model.sparse`)."""
     cuts: ClassVar[bool] = False
     """True for a step that removes channels, and with them the pattern of zeros that a sparse network has."""
+    final: ClassVar[bool] = False
+    """True for a step after which no other may change the weights."""
+
+    @property
+    def learns(self) -> bool:
+        """False for a step that leaves the weights alone and costs nothing to apply again."""
+        return True
 
     def sources(self) -> tuple[Path, ...]:
         """Files besides recipe and data that its result depends on. Raises `UsageError` if one is missing."""
@@ -194,6 +199,10 @@ class Step(Part):
     def apply(self, model: Model, task: Task) -> Model:
         """A new model; the given one is left as it was."""
         raise NotImplementedError
+
+    def restored(self, model: Model, task: Task, net: torch.nn.Module, metrics: Mapping[str, Any]) -> Model:
+        """What `apply` made of the model in an earlier run, from the weights and figures kept there."""
+        return model.after(self, metrics, net=net)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _learns_before_it_plans(self) -> Recipe:
         for earlier, later in pairwise(self.steps):
-            if later.learns and not earlier.learns:
+            if later.learns and (earlier.final or not earlier.learns):
                 raise ValueError(f"step {later.label} changes weights and has to stand before {earlier.label}")
         return self
 

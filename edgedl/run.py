@@ -87,7 +87,7 @@ class Run:
             return
         folder = self.folder / "quantization"
         folder.mkdir()
-        for scheme, simulation in model.quantization.simulations.items():
+        for scheme, simulation in model.quantization.calibrated.items():
             tried = {name: vars(trial) for name, trial in simulation.tried.items()}
             calibrator, *corrections = simulation.choice
             chosen = {"chosen": " + ".join(simulation.choice), "calibrator": calibrator, "corrections": corrections}

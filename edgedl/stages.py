@@ -66,6 +66,8 @@ def _compressed(before: Variant, model: Model, step: Step, task: Task) -> Varian
     if not step.learns:  # the same weights, so the same scores
         return replace(before, name="compressed", model=model)
     source = evaluate(TorchSession(model.net, task), task, "test")
+    if step.final:  # trained for its grids: what it does without them is nobody's concern
+        return Variant("compressed", model, source, before.rungs)
     return Variant("compressed", model, source, (*before.rungs, rung(step.label, source.score, before.rungs, task)))
 
 
@@ -89,7 +91,7 @@ def _reused(model: Model, step: Step, recipe: Recipe, weights: Path) -> Model:
         runs.load_weights(net, weights)
         advance(1, f"taken from {weights.parents[2]}")
     metrics = json.loads(weights.with_name("metrics.json").read_text())
-    return model.after(step, metrics | {"reused": str(weights.parent)}, net=net.eval())
+    return step.restored(model, recipe.task, net.eval(), metrics | {"reused": str(weights.parent)})
 
 
 def _check_zeros(before: Model, after: Model, step: Step) -> None:

@@ -93,7 +93,7 @@ def built(tmp_path_factory) -> Callable[[str, str, Form | None], tuple[Model, Ar
     @functools.cache
     def build(name: str, use: str, form: Form | None) -> tuple[Model, Artifact]:
         net, task = NETWORKS[name]
-        model = Model(net=net, quantization=None if form is None else Quantization(net, task, "auto", form))
+        model = Model(net=net, quantization=None if form is None else Quantization(net, task, "auto", forms=(form,)))
         return model, target_of(use).build(model, task, tmp_path_factory.mktemp("file"), batch_size=1)
 
     return build
@@ -191,7 +191,7 @@ def test_what_is_stored_in_half_is_all_weights_and_biases(built):
 def test_the_scale_of_a_row_does_not_depend_on_other_samples():
     net, task = NETWORKS["dense"]
     for scheme in (LITERT, ONNXRUNTIME):
-        session = Quantization(net, task, "auto", "int8 dynamic").simulated(scheme).session()
+        session = Quantization(net, task, "auto", forms=("int8 dynamic",)).simulated(scheme).session()
         values = task.arrays("test")["x0"][:4]
         alone = session.run({"x0": values[:1]})["y"]
         values[1:] *= 100
@@ -222,7 +222,7 @@ def test_runtimes_share_the_static_graph():
     net, task = NETWORKS["dense"]
     plan = Quantization(net, task, "min-max")
     assert plan.simulated(LITERT) is plan.simulated(ONNXRUNTIME)
-    dynamic = Quantization(net, task, "auto", "int8 dynamic")
+    dynamic = Quantization(net, task, "auto", forms=("int8 dynamic",))
     assert dynamic.simulated(LITERT) is not dynamic.simulated(ONNXRUNTIME)
 
 
@@ -238,7 +238,7 @@ def test_four_bits_without_a_layer_for_them_is_an_error(built):
 
 def test_onnxruntime_scales_single_samples_only(tmp_path):
     net, task = NETWORKS["dense"]
-    model = Model(net=net, quantization=Quantization(net, task, "auto", "int8 dynamic"))
+    model = Model(net=net, quantization=Quantization(net, task, "auto", forms=("int8 dynamic",)))
     with pytest.raises(TargetError, match="batch_size"):
         target_of("onnxruntime").build(model, task, tmp_path, batch_size=2)
 

@@ -457,6 +457,7 @@ def valid(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None
         "minLength": lambda given: not isinstance(value, str) or len(value) >= given,
         "pattern": lambda given: not isinstance(value, str) or bool(re.search(given.replace("$", r"\Z"), value)),
         "minimum": lambda given: is_number(lambda number: number >= given),
+        "maximum": lambda given: is_number(lambda number: number <= given),
         "exclusiveMinimum": lambda given: is_number(lambda number: number > given),
         "exclusiveMaximum": lambda given: is_number(lambda number: number < given),
     }

@@ -17,7 +17,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from edgedl import progress
 from edgedl.core import Activation, Split, Task
 from edgedl.measure import Scored, evaluate
-from edgedl.quantize import forms, mixed
+from edgedl.quantize import forms, mixed, sensitivity
 from edgedl.quantize.choose import Candidate, Trial, choose
 from edgedl.quantize.corrections import correct
 from edgedl.quantize.equalization import equalize
@@ -32,6 +32,9 @@ from edgedl.torch_session import BATCH_SIZE, TorchSession
 
 NUM_CORRECTING = 64
 """Calibration samples that corrections look at: they estimate means over samples and pixels, and more tell no more."""
+
+MAX_IN_FLOAT = 3
+"""Blocks that a mixture tries to leave in float: with more, it isn't int8 any longer."""
 
 Floats = Callable[[GraphModule], Collection[Node]]
 """Which operators of a quantized graph are to stay in float."""
@@ -114,9 +117,9 @@ class Simulation:
 class Quantization:
     """How a network is to be quantized; the graph for a scheme is made when first asked for, and kept.
 
-    `calibrator`, `corrections` and `grids` matter to static forms alone, `group_size` to 4-bit weights. `grids` are
-    those that were learned, by scheme; activations of other schemes are calibrated. `blocks` are the parts that form
-    "mixed" leaves in float.
+    With several `forms`, the best for each target is to be found; else it is of that one. `calibrator`, `corrections`
+    and `grids` matter to static forms alone, `group_size` to 4-bit weights. `grids` are those that were learned, by
+    scheme; activations of other schemes are calibrated. `blocks` are the parts that form "mixed" leaves in float.
     """
 
     def __init__(
@@ -126,32 +129,38 @@ class Quantization:
         calibrator: str = "auto",
         corrections: Sequence[str] | Literal["auto"] = (),
         *,
-        form: Form = "int8",
+        forms: Sequence[Form] = ("int8",),
         group_size: int = 32,
         weight_bits: int = 8,
         grids: Mapping[str, Grids] = MappingProxyType({}),
         blocks: Collection[str] = (),
     ) -> None:
         self.net, self.task, self.calibrator, self.corrections = net, task, calibrator, corrections
-        self.form, self.group_size, self.weight_bits, self.grids, self.blocks = (
-            form,
-            group_size,
-            weight_bits,
-            grids,
-            blocks,
-        )
+        self.forms, self.group_size, self.weight_bits = forms, group_size, weight_bits
+        self.grids, self.blocks = grids, blocks
         self.simulations: dict[str, Simulation] = {}
-        self._static: dict[str, Simulation] = {}
+        self.calibrated: dict[str, Simulation] = {}
+        """Static int8, by scheme."""
+
+    @property
+    def form(self) -> Form:
+        return self.forms[0]
 
     @property
     def precision(self) -> str:
         return self.form
 
     def in_form(self, form: Form, blocks: Collection[str] = ()) -> Quantization:
-        """The same network and calibration in another form."""
+        """The same network and calibration in one form."""
         other = copy.copy(self)
-        other.form, other.blocks, other.simulations = form, blocks, {}
+        other.forms, other.blocks, other.simulations = (form,), blocks, {}
         return other
+
+    def mixtures(self, scheme: Scheme) -> list[Quantization]:
+        """Form "mixed" with the one, two and three blocks in float that static int8 harms most, alone."""
+        noise = sensitivity.of_blocks(self._calibrated(scheme), self.net, self.task)
+        worst = sorted(noise, key=lambda block: noise[block].sqnr_db)
+        return [self.in_form("mixed", worst[:count]) for count in range(1, min(len(worst), MAX_IN_FLOAT + 1))]
 
     def simulated(self, scheme: Scheme) -> Simulation:
         """Raises `UnsupportedOperator` for an operator that is not in the table, where the form is static."""
@@ -173,13 +182,13 @@ class Quantization:
 
     def _calibrated(self, scheme: Scheme) -> Simulation:
         """Static int8; schemes of one name share one calibration."""
-        if scheme.name not in self._static:
+        if scheme.name not in self.calibrated:
             narrowed = scheme.with_weight_bits(self.weight_bits)
             learned = self.grids.get(scheme.name)
-            self._static[scheme.name] = simulate(
+            self.calibrated[scheme.name] = simulate(
                 self.net, self.task, narrowed, self.calibrator, self.corrections, learned
             )
-        found = self._static[scheme.name]
+        found = self.calibrated[scheme.name]
         return found if found.scheme.runtime == scheme.runtime else found.for_kernels_of(scheme)
 
 
@@ -230,9 +239,7 @@ def simulate(
         return _finished(draft_of(candidate), scheme)
 
     choice, tried = choose(graph_of, net, task, calibrator, corrections)
-    return Simulation(
-        graph_of(choice), task, scheme, choice, tried, chosen=grids_of(choice), draft=draft_of(choice)
-    )
+    return Simulation(graph_of(choice), task, scheme, choice, tried, chosen=grids_of(choice), draft=draft_of(choice))
 
 
 def prepare(net: torch.nn.Module, task: Task, scheme: Scheme) -> tuple[GraphModule, list[Fold]]:

@@ -1,49 +1,95 @@
-"""Plans the quantization of the network; a target's scheme turns the plan into a graph when it asks."""
+"""Plans the quantization of the network, or trains it for one; a target's scheme turns the plan into a graph."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from edgedl import plugins
-from edgedl.core import Model, Step, Task
+from edgedl.core import Model, Task
+from edgedl.learning import LearningStep
 
 if TYPE_CHECKING:
+    import torch
+
     from edgedl.quantize.schemes import Form
-
-FORMS: dict[tuple[str, str], Form] = {
-    ("int8", "ptq"): "int8",
-    ("int8", "dynamic"): "int8 dynamic",
-    ("int8", "weight-only"): "int8 weights",
-    ("int4", "dynamic"): "int4 dynamic",
-    ("int4", "weight-only"): "int4 weights",
-    ("fp16", "ptq"): "fp16",
-}
-"""What precision and method make."""
-
 
 Correction = Literal["equalization", "adaround", "bias-correction", "re-estimation", "headroom"]
 
+FORMS: Mapping[tuple[str, str], tuple[Form, ...]] = {
+    ("int8", "auto"): ("int8", "int8 dynamic", "int8 weights", "int8 layers", "mixed"),
+    ("int8", "ptq"): ("int8",),
+    ("int8", "qat"): ("int8",),
+    ("int8", "dynamic"): ("int8 dynamic",),
+    ("int8", "weight-only"): ("int8 weights",),
+    ("int4", "auto"): ("int4 dynamic", "int4 weights"),
+    ("int4", "dynamic"): ("int4 dynamic",),
+    ("int4", "weight-only"): ("int4 weights",),
+    ("fp16", "auto"): ("fp16",),
+    ("mixed", "auto"): ("mixed",),
+}
+"""What precision and method make; of several forms, the best for each target is kept."""
 
-class Quantize(Step):
-    """Fewer bits after training.
+OF_ALL = {"use", "precision", "method"}
+OF_STATIC = OF_ALL | {"weight_bits", "calibrator", "corrections"}
+OF_TRAINING = {*LearningStep.model_fields, "temperature", "weight", "ranges", "settle", "scheme"}
+KEYS = {"qat": OF_STATIC | OF_TRAINING, "ptq": OF_STATIC, "auto": OF_STATIC, "dynamic": OF_ALL, "weight-only": OF_ALL}
+"""What a method can be told."""
 
-    `ptq` with int8: static, ranges from the calibration split, by one calibrator or the best of all, and
+
+class Quantize(LearningStep):
+    """Fewer bits. With method "auto", every target gets the form that is fastest on it within the recipe's limits.
+
+    `ptq`, static int8 after training: ranges from the calibration split, by one calibrator or the best of all, and
     `corrections` that make good some of what it costs: those named, or with "auto" those that help. `dynamic`:
     activations get their ranges at run time. `weight-only`: activations stay float. With int4, linear layers have
     4-bit weights, where a runtime has groups with a scale for each `group_size` inputs, and all others 8-bit ones.
+    With "mixed", the blocks that int8 harms most stay in float.
+
+    `qat` trains the network as it will be quantized, from the ranges of `ptq`, against the labels and, for the share
+    `weight` of the loss, against its teacher, the float network as the last `train` step left it. Ranges are learned
+    or move with the data; batch norms and moving ranges settle within the share `settle` of the training. They are
+    those of one `scheme`: a target with another gets the trained weights with ranges from the calibration split.
+
+    With `weight_bits = 4`, static weights of 4 bits are stored as int8: files are only smaller once compressed.
     """
 
     use: str = "quantize"
-    precision: Literal["int8", "int4", "fp16"] = "int8"
-    method: Literal["ptq", "dynamic", "weight-only"] = "ptq"
+    precision: Literal["int8", "int4", "fp16", "mixed"] = "int8"
+    method: Literal["auto", "ptq", "qat", "dynamic", "weight-only"] = "auto"
+    weight_bits: Literal[8, 4] = 8
     calibrator: Literal["auto", "min-max", "percentile", "mse", "entropy"] = "auto"
     corrections: Literal["auto"] | tuple[Correction, ...] = "auto"
-
     group_size: Literal[16, 32, 64, 128] = 32
+    epochs: PositiveInt = 5
+    lr: PositiveFloat = 5e-4
+    temperature: PositiveFloat = 4.0
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    ranges: Literal["learned", "moving"] = "learned"
+    settle: Annotated[float, Field(ge=0, le=1)] = 0.5
+    scheme: Literal["affine", "symmetric"] = "affine"
 
-    learns: ClassVar[bool] = False
+    final: ClassVar[bool] = True
+
+    @property
+    def learns(self) -> bool:
+        return self.method == "qat"
+
+    @property
+    def form(self) -> Form | None:
+        forms = FORMS[self.precision, self.method]
+        return forms[0] if len(forms) == 1 else None
 
     @field_validator("corrections", mode="before")
     @classmethod
@@ -57,28 +103,68 @@ class Quantize(Step):
             raise ValueError(f"no correction named {unknown[0]!r}; {plugins.nearest(str(unknown[0]), names)}")
         return value if value == "auto" else tuple(value)
 
-    @property
-    def form(self) -> Form:
-        return FORMS[self.precision, self.method]
-
     @model_validator(mode="after")
     def _makes_sense(self) -> Quantize:
         if (self.precision, self.method) not in FORMS:
             methods = [method for precision, method in FORMS if precision == self.precision]
             raise ValueError(f"{self.precision} has no method {self.method!r}; it has {' and '.join(methods)}")
-        if self.calibrator != "auto" and self.form != "int8":
+        if foreign := sorted(self.model_fields_set - self._keys()):
+            valid = ", ".join(sorted(self._keys() - {"use"}))
             raise ValueError(
-                f"{self.form} is not calibrated: calibrator = {self.calibrator!r} belongs to int8 with ptq"
+                f'{self.precision} with method = "{self.method}" has no {", ".join(foreign)}; its keys are: {valid}'
             )
-        if self.group_size != 32 and self.precision != "int4":
-            raise ValueError(f"group_size belongs to int4, not to {self.precision}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_other_methods(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self._keys()}
+
+    def _keys(self) -> set[str]:
+        if self.precision == "int4":
+            return OF_ALL | {"group_size"}
+        return OF_ALL if self.precision == "fp16" else KEYS[self.method]
+
     def apply(self, model: Model, task: Task) -> Model:
-        """Costs nothing: the work is done when a target asks for the graph."""
+        """Free but for `qat`: the work is done when a target asks for the graph. Raises `UsageError`."""
+        if self.method == "qat":
+            return self._trained(model, task)
+        return self.restored(model, task, model.net, {})
+
+    def restored(self, model: Model, task: Task, net: torch.nn.Module, metrics: Mapping[str, Any]) -> Model:
         from edgedl.quantize.simulate import Quantization
 
         plan = Quantization(
-            model.net, task, self.calibrator, self.corrections, form=self.form, group_size=self.group_size
+            net,
+            task,
+            self.calibrator,
+            self.corrections,
+            forms=FORMS[self.precision, self.method],
+            group_size=self.group_size,
+            weight_bits=self.weight_bits,
+            grids=metrics.get("grids", {}),
         )
-        return model.after(self, {}, quantization=plan)
+        return model.after(self, metrics, net=net, quantization=plan)
+
+    def _trained(self, model: Model, task: Task) -> Model:
+        """Raises `UsageError` if the loss diverges."""
+        from edgedl.learning import imitation
+        from edgedl.measure import evaluate
+        from edgedl.quantize import qat, schemes
+        from edgedl.quantize.simulate import simulate
+        from edgedl.teachers import answers_of
+        from edgedl.torch_session import TorchSession
+
+        scheme = {"affine": schemes.AFFINE, "symmetric": schemes.SYMMETRIC}[self.scheme]
+        scheme = scheme.with_weight_bits(self.weight_bits)
+        grids = simulate(model.net, task, scheme, self.calibrator).chosen
+        num_batches = self.epochs * math.ceil(len(next(iter(task.arrays("train").values()))) / self.batch_size)
+        start = qat.FakeQuantized(model.net, task, scheme, grids, self.ranges, round(self.settle * num_batches))
+        before = evaluate(TorchSession(start, task), task, "validation").score
+        taught = answers_of(model.teacher or model.net, task)
+        trained, history = self.fit(start, task, imitation(taught, task, self.temperature, self.weight))
+        sign = 1 if task.metric.higher_is_better else -1
+        if max(sign * epoch["score"] for epoch in history) < sign * before:
+            trained = start  # what it began with was better than all that it found
+        assert isinstance(trained, qat.FakeQuantized)
+        metrics = {"before": before, "epochs": history, "grids": {self.scheme: trained.grids()}}
+        return self.restored(model, task, trained.net, metrics)
