@@ -129,6 +129,11 @@ def _speed(speedup: Speedup) -> str:
     return f"{speedup.median:.2f}x {speedup.verdict}" if speedup.verdict == "faster" else f"{speedup.verdict} in speed"
 
 
+def speedup_as_json(speedup: Speedup | None) -> dict[str, Any] | None:
+    """A speed-up as reports hold it."""
+    return None if speedup is None else {**vars(speedup), "ci95": list(speedup.ci95)}
+
+
 def as_json(
     verdict: Verdict, target: str, device: str | None, reference: Candidate | None, judged: Candidate | None
 ) -> dict[str, Any]:
@@ -138,9 +143,7 @@ def as_json(
         "target": target,
         "ship": verdict.ship,
         "device": device,
-        "speedup": None
-        if speedup is None
-        else {"median": speedup.median, "ci95": list(speedup.ci95), "verdict": speedup.verdict},
+        "speedup": speedup_as_json(speedup),
         "size_ratio": reference.size_bytes / judged.size_bytes if reference and judged else None,
         "score_drop": judged.climb.rungs[-1].drop if judged else None,
         "why": verdict.why,

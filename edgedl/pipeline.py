@@ -41,12 +41,10 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
 
 def _judged(run: Run, target: Target, variants: Sequence[Variant]) -> tuple[list[Entry], gate.Verdict | None]:
     """Every variant on one target: built, held against the ladder, measured in turn with the others, judged."""
-    task = run.recipe.task
-    with progress.stage(f"{target.label}: build", len(variants)) as step:
-        entries = []
-        for variant in variants:
-            entries.append(_built(run, target, variant))
-            step(1, entries[-1].summary(task.metric))
+    reference, *others = variants
+    entries = [_built(run, target, reference)]
+    for variant in others:
+        entries += _tried(run, target, variant, entries[0])
     running = {entry.variant: entry for entry in entries if entry.runs_here}
     if running:
         _measure(run, target, running)
@@ -56,13 +54,50 @@ def _judged(run: Run, target: Target, variants: Sequence[Variant]) -> tuple[list
     float_entry, *compressed = entries
     if float_entry.climb is None:  # nothing to judge against
         return entries, None
+    limits, metric = run.recipe.limits, run.recipe.task.metric
+    if len(compressed) > 1:
+        compressed.sort(key=lambda entry: _rank(entry, float_entry, run.recipe))
+        entries = [float_entry, *compressed]
     there = None if float_entry.runs_here else document.judging_command(run, entries)
     candidates = [entry.candidate() for entry in compressed if entry.climb]
     failures = {entry.variant: f"it failed: {entry.reason}" for entry in compressed if not entry.climb}
-    verdict = gate.judge(
-        float_entry.candidate(), candidates, failures, run.recipe.limits, task.metric, local.name(), there
-    )
+    verdict = gate.judge(float_entry.candidate(), candidates, failures, limits, metric, local.name(), there)
     return entries, verdict
+
+
+def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list[Entry]:
+    """A variant in every form that its plan leaves open and the target has; the rest stays to be measured.
+
+    Mixtures are tried where static int8 loses too much on validation data, or where they alone are asked for.
+    """
+    plan = variant.model.quantization
+    if plan is None or plan.is_settled:
+        return [_built(run, target, variant)]
+    forms = [form for form in plan.forms if form in target.forms and form != "mixed"]
+    entries = [_built(run, target, variant.quantized(plan.in_form(form), form)) for form in forms]
+    static = next((entry for entry in entries if entry.model.precision == "int8" and entry.climb), None)
+    if "mixed" in plan.forms and "mixed" in target.forms and not (static and _holds(static, reference, run.recipe)):
+        try:
+            mixtures = plan.mixtures(target.scheme)
+        except EdgedlError as error:
+            return [*entries, Entry(variant.name, variant.model, reason=str(error))]
+        for count, mixture in enumerate(mixtures, 1):
+            entries.append(_built(run, target, variant.quantized(mixture, f"mixed-{count}")))
+    return entries[::-1]  # what is named first is preferred, where there is nothing to tell them apart
+
+
+def _holds(entry: Entry, reference: Entry, recipe: Recipe) -> bool:
+    """Whether a file stays within the limit on validation data; the test set is for judging what was chosen."""
+    if entry.climb is None or entry.climb.breach or entry.validated is None or reference.validated is None:
+        return False
+    return recipe.task.metric.drop(reference.validated, entry.validated) <= recipe.limits.score_drop
+
+
+def _rank(entry: Entry, reference: Entry, recipe: Recipe) -> tuple[bool, float]:
+    """Orders the forms of a network, best last: those that may ship as far as is known, the fastest of them."""
+    slower = entry.speedup is not None and entry.speedup.verdict == "slower" and recipe.limits.slower == "refuse"
+    latency = stats.summarize(entry.latencies_ms).median if entry.latencies_ms else 0.0
+    return _holds(entry, reference, recipe) and not slower, -latency
 
 
 def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:
@@ -78,9 +113,16 @@ def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:
 
 
 def _built(run: Run, target: Target, variant: Variant) -> Entry:
-    model = variant.model
-    entry = Entry(variant.name, model)
+    entry = Entry(variant.name, variant.model)
     task = run.recipe.task
+    with progress.stage(f"{target.label}: build {variant.name}", 1) as step:
+        _build(run, target, variant, entry)
+        step(1, entry.summary(task.metric))
+    return entry
+
+
+def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
+    model, task = variant.model, run.recipe.task
     try:
         with run.building(variant.name, target) as folder:
             artifact = target.build(model, task, folder, run.recipe.bench.batch_size)
@@ -92,6 +134,7 @@ def _built(run: Run, target: Target, variant: Variant) -> Entry:
             assert entry.artifact.stand_in is not None
             entry.session = plugins.stand_in().open(entry.artifact.stand_in)
         entry.climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
+        if variant.one_of_several or variant.name == "float":
+            entry.validated = measure.evaluate(entry.session, task, "validation").score
     except EdgedlError as error:
         entry.reason = str(error)
-    return entry

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from edgedl.measure import Scored, evaluate
 from edgedl.recipe import Recipe
 from edgedl.run import Run
 from edgedl.torch_session import TorchSession
+
+if TYPE_CHECKING:
+    from edgedl.quantize.simulate import Quantization
 
 SPLITS: tuple[Split, ...] = ("train", "calibration", "validation", "test")
 
@@ -32,6 +36,13 @@ class Variant:
     """Its float network over the test set: what quantization and export are held against."""
     rungs: tuple[Rung, ...]
     """From the float reference down to `source`."""
+    one_of_several: bool = False
+    """Whether it is one form among others, of which the best is to be kept."""
+
+    def quantized(self, plan: Quantization, name: str) -> Variant:
+        """The same network in one form of several, under the form's name."""
+        model = replace(self.model, quantization=plan)
+        return replace(self, name=name.replace(" ", "-"), model=model, one_of_several=True)
 
 
 def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Variant]:

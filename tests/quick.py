@@ -18,7 +18,7 @@ REST = """
 task = { use = "digits" }
 steps = [
   { use = "train", epochs = 2, lr = 3e-3 },
-  { use = "quantize", calibrator = "min-max", corrections = [] },
+  { use = "quantize", method = "ptq", calibrator = "min-max", corrections = [] },
 ]
 targets = [ { use = "tflite" }, { use = "onnxruntime" }, { use = "tensorrt" } ]
 limits = { score_drop = 1.0, slower = "allow" }

@@ -20,7 +20,7 @@ task = { use = "digits" }
 model = { use = "cnn", widths = [8, 16], hidden = 32 }
 steps = [
   { use = "train", epochs = 3, lr = 3e-3 },
-  { use = "quantize" },
+  { use = "quantize", method = "ptq" },
 ]
 targets = [ { use = "tflite" }, { use = "onnxruntime" }, { use = "tensorrt" }, { use = "tensorrt-rtx" } ]
 limits = { score_drop = 0.05, slower = "allow" }
@@ -293,7 +293,7 @@ def test_a_broken_converter_is_caught_before_anything_ships(run, monkeypatch):
 
 def test_a_recipe_without_compression_has_the_float_rows_alone(run):
     root = run.folder.parents[1]
-    text = RECIPE.replace('  { use = "quantize" },\n', "")
+    text = RECIPE.replace('  { use = "quantize", method = "ptq" },\n', "")
     report = read_report(compress(root, text, targets=(OnnxRuntime(),)).folder)
     assert [found["variant"] for found in report["rows"]] == ["float"]
     assert report["verdicts"][0]["ship"] == "float"

@@ -190,7 +190,7 @@ def test_the_deployed_file_repeats_the_simulation(after, use, tmp_path):
 def test_grids_are_those_of_training_and_calibrated_for_another_scheme(after):
     grids = after.lineage[-1].metrics["grids"]["affine"]
     trained = after.quantization.simulated(AFFINE)
-    assert trained.calibrator == "qat"
+    assert trained.choice == ("qat",)
     assert {grid["scale"] for grid in trained.grids()} <= {np.float32(scale).item() for scale, _ in grids.values()}
     other = after.quantization.simulated(SYMMETRIC)
     assert set(other.tried) == {"min-max", "percentile", "mse", "entropy"}
@@ -262,7 +262,7 @@ def test_a_reused_step_gives_the_same_file(tmp_path):
         assert [rung.name for rung in compressed.rungs] == ["float"]
         metrics = compressed.model.lineage[-1].metrics
         assert ("reused" in metrics) == (number == 1)
-        assert compressed.model.quantization.simulated(AFFINE).calibrator == "qat"
+        assert compressed.model.quantization.simulated(AFFINE).choice == ("qat",)
         file = target.build(compressed.model, parsed.task, run.folder, batch_size=1).file
         contents.append(file.read_bytes())
     assert contents[0] == contents[1]

@@ -14,6 +14,8 @@ between them stays float; in `mixed`, some blocks stay float. In `dynamic` forms
 weights and all others 8-bit ones. In `fp16` weights are half-precision numbers; a runtime that can computes so, too.
 """
 
+STATIC_FORMS: tuple[Form, ...] = ("int8", "int8 layers", "mixed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:

@@ -55,7 +55,7 @@ class Simulation:
     """The calibrator, and the corrections behind it."""
     tried: Mapping[str, Trial]
     form: Form = "int8"
-    chosen: Grids = MappingProxyType({})
+    chosen: Grids = field(default_factory=dict)
     draft: GraphModule | None = None
     """A static graph with all its grids, before weights and biases were put on theirs."""
     _evaluated: dict[Split, Scored] = field(default_factory=dict, repr=False)
@@ -149,6 +149,11 @@ class Quantization:
     @property
     def precision(self) -> str:
         return self.form
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it says all: with several forms, or a mixture without its blocks, the best is to be found."""
+        return len(self.forms) == 1 and (self.form != "mixed" or bool(self.blocks))
 
     def in_form(self, form: Form, blocks: Collection[str] = ()) -> Quantization:
         """The same network and calibration in one form."""

@@ -34,6 +34,8 @@ class Entry:
     latencies_ms: list[np.ndarray] | None = None
     operators: Sequence[OperatorTime] = ()
     speedup: Speedup | None = None
+    validated: float | None = None
+    """The score on validation data, where one of several forms is to be chosen."""
     reason: str | None = None
 
     @property
@@ -103,7 +105,8 @@ def add(report: dict[str, Any], run: Run, target: Target, entries: Sequence[Entr
 
 def judging_command(run: Run, entries: Sequence[Entry]) -> str:
     """What to type on the device once its engines are built there."""
-    reference, judged = entries[0], entries[-1]
+    reference = entries[0]
+    judged = next(entry for entry in reversed(entries) if entry.artifact is not None)
     assert reference.artifact is not None
     assert judged.artifact is not None
     folders = [entry.artifact.file.parent.relative_to(run.folder) for entry in (judged, reference) if entry.artifact]
@@ -167,6 +170,8 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "init_ms": cold.init_ms if cold else None,
         "peak_memory_bytes": cold.peak_memory_bytes if cold else None,
         "latency_ms": latency,
+        "speedup": gate.speedup_as_json(entry.speedup),
+        "validation_score": entry.validated,
         "operators": [dataclasses.asdict(operator) for operator in entry.operators],
     }
 

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 NUM_COLOURS = 6
 """Of --series-0, --series-1 ... in page.css."""
 SHIPS = {
-    # verdict -> its class in page.css and its icon, and what it says
-    "compressed": ("good", "Ship compressed"),
+    # verdict -> its class in page.css and its icon, and what it says; any other is a variant to ship
     "float": ("keep", "Keep float"),
     "host only": ("wait", "Judge on the device"),
     "none": ("bad", "Nothing to ship"),
@@ -113,7 +112,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         pairs=[(group, line) for group in groups for line in group.lines],
         figures=figures,
         contents={name: figure.content for name, figure in figures.items()},
-        ships=SHIPS,
+        ships={name: ("good", f"Ship {name}") for name in _variants(report)} | SHIPS,
         statuses=STATUSES,
         symbols=symbols_of(_points(groups)),
         conversions=gate.CONVERSIONS,
@@ -146,11 +145,17 @@ def _groups(report: Mapping[str, Any]) -> list[Group]:
         verdict = _take(verdicts, target=name)
         lines = [
             # Rows without a score never came to the ladder.
-            Line(row, None if row["score"] is None else _take(climbs, target=name, variant=row["variant"]), speedup)
-            for row, speedup in zip(rows, _speedups(rows, verdict), strict=True)
+            Line(
+                row, None if row["score"] is None else _take(climbs, target=name, variant=row["variant"]), _speedup(row)
+            )
+            for row in rows
         ]
         groups.append(Group(label, f"var(--series-{index % NUM_COLOURS})", lines, verdict))
     return groups
+
+
+def _variants(report: Mapping[str, Any]) -> list[str]:
+    return [row["variant"] for row in report["rows"]]
 
 
 def _take(entries: list[Mapping[str, Any]], **wanted: str) -> Mapping[str, Any] | None:
@@ -161,21 +166,14 @@ def _take(entries: list[Mapping[str, Any]], **wanted: str) -> Mapping[str, Any] 
     return None
 
 
-def _speedups(
-    rows: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any] | None
-) -> Iterator[tuple[str, str | None] | None]:
-    """Against the first row: with its interval for the last, which the verdict is about."""
-    baseline = rows[0]["latency_ms"]
-    for row in rows:
-        if row is rows[0]:
-            yield ("reference", None) if baseline else None
-        elif row is rows[-1] and verdict and verdict["speedup"]:
-            low, high = verdict["speedup"]["ci95"]
-            yield f"{verdict['speedup']['median']:.2f}×", f"{low:.2f} to {high:.2f}"
-        elif baseline and row["latency_ms"]:
-            yield f"{baseline['median'] / row['latency_ms']['median']:.2f}×", None
-        else:
-            yield None
+def _speedup(row: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """Against the float file, and its interval."""
+    if row["latency_ms"] and row["variant"] == "float":
+        return "reference", None
+    if not row["speedup"]:
+        return None
+    low, high = row["speedup"]["ci95"]
+    return f"{row['speedup']['median']:.2f}×", f"{low:.2f} to {high:.2f}"
 
 
 def _figures(report: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Figure]:

@@ -13,7 +13,7 @@ from edgedl.recipe import Recipe
 
 NONE = "–"
 STATUS_STYLE = {"ok": "green", "built": "cyan", "refused": "yellow", "failed": "red"}
-SHIP_STYLE = {"compressed": "bold green", "float": "bold yellow", "host only": "bold cyan", "none": "bold red"}
+SHIP_STYLE = {"float": "bold yellow", "host only": "bold cyan", "none": "bold red"}
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ def print_report(report: Mapping[str, Any]) -> None:
             _change(report, row),
             milliseconds(latency and latency["median"]),
             _interval(latency),
-            _speedup(report, row),
+            _speedup(row),
             Text(row["status"], style=STATUS_STYLE[row["status"]]),
         )
     console.print()
@@ -59,7 +59,9 @@ def print_report(report: Mapping[str, Any]) -> None:
     for verdict in report["verdicts"]:
         ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
         line = Text.assemble(
-            (f"{verdict['target']}: ", "bold"), (ship, SHIP_STYLE[verdict["ship"]]), f" — {verdict['why']}"
+            (f"{verdict['target']}: ", "bold"),
+            (ship, SHIP_STYLE.get(verdict["ship"], "bold green")),
+            f" — {verdict['why']}",
         )
         console.print(line)
     for row in report["rows"]:
@@ -83,7 +85,7 @@ def print_comparison(reports: Mapping[str, Mapping[str, Any]]) -> None:
                 size(row["size_bytes"]),
                 f"{report['metric']['name']} {_score(row['score'])}",
                 milliseconds(latency and latency["median"]),
-                _speedup(report, row),
+                _speedup(row),
                 Text(row["status"], style=STATUS_STYLE[row["status"]]),
             )
     _console().print(table)
@@ -251,11 +253,8 @@ def _change(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return NONE if reference is None or row["score"] is None else f"{row['score'] - reference:+.4f}"
 
 
-def _speedup(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    if row["variant"] == "float" or row["latency_ms"] is None:
-        return NONE
-    verdict = next((verdict for verdict in report["verdicts"] if verdict["target"] == row["target"]), None)
-    speedup = verdict and verdict["speedup"]
+def _speedup(row: Mapping[str, Any]) -> str:
+    speedup = row["speedup"]
     return f"{speedup['median']:.2f}x {speedup['verdict']}" if speedup else NONE
 
 

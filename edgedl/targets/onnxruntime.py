@@ -23,7 +23,7 @@ from edgedl.core import (
     Task,
     TensorSpec,
 )
-from edgedl.quantize.schemes import ONNXRUNTIME, Form, Scheme
+from edgedl.quantize.schemes import ONNXRUNTIME, STATIC_FORMS, Form, Scheme
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +38,10 @@ class OnnxRuntime(Target):
     threads: PositiveInt = 1
 
     scheme: ClassVar[Scheme] = ONNXRUNTIME
-    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 dynamic", "int8 weights", "int4 weights", "fp16")
+    forms: ClassVar[tuple[Form, ...]] = (
+        *("int8", "int8 layers", "mixed", "int8 dynamic", "int8 weights"),
+        *("int4 weights", "fp16"),
+    )
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "onnx", "onnxscript", "onnxruntime"),
@@ -71,7 +74,7 @@ def _store(file: Path, precision: str) -> None:
     """Gives an exported file what a form says in operators of onnxruntime's."""
     from edgedl import onnx_forms
 
-    if precision == "int8":
+    if precision in STATIC_FORMS:
         onnx_forms.use_unsigned_activations(file)
     if precision == "int8 dynamic":
         onnx_forms.scale_at_run_time(file)

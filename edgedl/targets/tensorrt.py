@@ -19,7 +19,7 @@ class TensorRT(Target):
     use: str = "tensorrt"
 
     scheme: ClassVar[Scheme] = TENSORRT
-    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 weights", "int4 weights", "fp16")
+    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 layers", "mixed", "int8 weights", "int4 weights", "fp16")
     suffixes: ClassVar[tuple[str, ...]] = (".engine", ".plan")
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "onnx", "onnxscript", "onnxruntime"),

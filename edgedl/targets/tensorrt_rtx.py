@@ -22,7 +22,7 @@ class TensorRTRTX(Target):
     compute_capabilities: tuple[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"], ...] = ()
 
     scheme: ClassVar[Scheme] = TENSORRT
-    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 weights", "int4 weights", "fp16")
+    forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 layers", "mixed", "int8 weights", "int4 weights", "fp16")
     suffixes: ClassVar[tuple[str, ...]] = (".rtx",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "build": ("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt_rtx"),

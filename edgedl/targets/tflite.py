@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
 from edgedl.litert import LiteRTSession
-from edgedl.quantize.schemes import LITERT, Form, Scheme
+from edgedl.quantize.schemes import LITERT, STATIC_FORMS, Form, Scheme
 
 if TYPE_CHECKING:
     from edgedl.flatbuffer import Flatbuffer
@@ -29,7 +29,7 @@ class TFLite(Target):
 
     scheme: ClassVar[Scheme] = LITERT
     forms: ClassVar[tuple[Form, ...]] = (
-        *("int8", "int8 dynamic", "int8 weights"),
+        *("int8", "int8 layers", "mixed", "int8 dynamic", "int8 weights"),
         *("int4 dynamic", "int4 weights", "fp16"),
     )
     suffixes: ClassVar[tuple[str, ...]] = (".tflite",)
@@ -77,7 +77,7 @@ def _stored(content: bytes, precision: str) -> bytes:
         _scale_at_run_time(graph)
     if precision == "fp16":
         _store_in_half(graph)
-    if precision in ("fp32", "int8"):
+    if precision in ("fp32", *STATIC_FORMS):
         return content
     graph.drop_unused()
     return graph.pack()
