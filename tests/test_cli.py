@@ -50,7 +50,10 @@ HEAVY = (
 RECIPE = """
 task = { use = "digits" }
 model = { use = "mlp", widths = [32] }
-steps = [ { use = "train", epochs = 2, lr = 3e-3 }, { use = "quantize", method = "ptq", calibrator = "min-max", corrections = [] } ]
+steps = [
+  { use = "train", epochs = 2, lr = 3e-3 },
+  { use = "quantize", method = "ptq", calibrator = "min-max", corrections = [] },
+]
 targets = [ { use = "onnxruntime" } ]
 bench = { min_seconds = 0.05 }
 """

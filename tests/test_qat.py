@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edgedl import ladder, plugins, recipe, stages, stats, training
-from edgedl.core import Model, RecipeError, UnsupportedOperator, UsageError
+from edgedl.core import Model, RecipeError, UsageError
 from edgedl.measure import evaluate
 from edgedl.quantize import operators
 from edgedl.quantize.folding import fold_batch_norms
@@ -154,7 +154,7 @@ def test_folding_is_exact(name, monkeypatch):
     assert torch.allclose(graph(x), net(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_norm_that_cannot_be_folded_is_named():
+def test_a_batch_norm_that_cannot_be_folded_stands_for_itself():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -164,8 +164,12 @@ def test_a_batch_norm_that_cannot_be_folded_is_named():
             values = self.conv(x)
             return self.norm(values) + values
 
-    with pytest.raises(UnsupportedOperator, match=r"batch_norm\.default, made by layer norm"):
-        simulate(Twice().eval(), Noise(), AFFINE)
+    net, task = Twice(), Noise()
+    with torch.no_grad():  # statistics of its own
+        net(torch.randn(32, *task.shape))
+    reference = evaluate(TorchSession(net, task), task, "test").outputs["y"]
+    simulated = simulate(net.eval(), task, AFFINE, "min-max").evaluated("test").outputs["y"]
+    assert stats.sqnr_db(reference, simulated) > 25
 
 
 def test_it_recovers_half_of_what_rounding_costs(trained, after):
@@ -184,7 +188,9 @@ def test_the_deployed_file_repeats_the_simulation(after, use, tmp_path):
     source = evaluate(TorchSession(after.net, task), task, "test")
     climb = ladder.climb(after, source, (ladder.rung("float", source.score, (), task),), target, session, task)
     session.close()
-    assert climb.agreement.max_steps == 0, climb.first_divergence
+    # onnxruntime gives the last layer's sums as float.
+    assert climb.agreement.max_steps == (0 if use == "tflite" else None), climb.first_divergence
+    assert climb.agreement.sqnr_db > 120
 
 
 def test_grids_are_those_of_training_and_calibrated_for_another_scheme(after):
@@ -193,7 +199,7 @@ def test_grids_are_those_of_training_and_calibrated_for_another_scheme(after):
     assert trained.choice == ("qat",)
     assert {grid["scale"] for grid in trained.grids()} <= {np.float32(scale).item() for scale, _ in grids.values()}
     other = after.quantization.simulated(SYMMETRIC)
-    assert set(other.tried) == {"min-max", "percentile", "mse", "entropy"}
+    assert set(other.tried) >= {"min-max", "percentile", "mse", "entropy"}
     assert all(grid["zero_point"] == 0 for grid in other.grids())
     weights = [value for name, value in other.graph.state_dict().items() if "folded_weight" in name]
     assert len(weights) == 9
@@ -201,7 +207,8 @@ def test_grids_are_those_of_training_and_calibrated_for_another_scheme(after):
 
 def test_weights_have_as_few_codes_as_asked_for(after):
     graph = after.quantization.simulated(AFFINE).graph
-    limits = {node.args[4:6] for node in graph.graph.nodes if "quantize_per_channel" in str(node.target)}
+    grids = [node for node in graph.graph.nodes if "quantize_per_channel" in str(node.target)]
+    limits = {node.args[4:6] for node in grids if node.op == "call_function"}
     assert limits == {(-7, 7)}
 
 
@@ -229,16 +236,16 @@ def test_what_is_no_better_than_the_start_is_not_kept(trained):
 
 
 def test_a_weight_that_is_no_parameter_is_named():
-    class Fixed(nn.Module):
+    class Recurrent(nn.Module):  # its weights are written out for export, under other names
         def __init__(self) -> None:
             super().__init__()
-            self.weight = [torch.randn(4, 24)]
+            self.lstm = nn.LSTM(4, 4, batch_first=True)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.linear(x, self.weight[0])
+            return self.lstm(x)[0]
 
     with pytest.raises(UsageError, match="no parameter of the network"):
-        fake(Fixed(), Noise(shape=(24,)), "learned", 0)
+        fake(Recurrent(), Noise(shape=(6, 4)), "learned", 0)
 
 
 RECIPE = """
@@ -271,7 +278,7 @@ def test_a_reused_step_gives_the_same_file(tmp_path):
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ('[{ use = "quantize", epochs = 3 }]', r'method = "ptq" has no epochs; its keys are: calibrator, method'),
+        ('[{ use = "quantize", epochs = 3 }]', r'method = "auto" has no epochs; its keys are: calibrator'),
         ('[{ use = "quantize", method = "ptq", ranges = "moving", lr = 0.1 }]', "has no lr, ranges"),
         ('[{ use = "quantize", method = "qat" }, { use = "train" }]', "train changes weights and has to stand before"),
         ('[{ use = "quantize", method = "qat", epoch = 3 }]', "did you mean epochs"),
@@ -284,5 +291,5 @@ def test_keys_and_places_that_do_not_fit_are_refused(steps, said):
 
 
 def test_a_step_records_the_keys_of_its_method_alone():
-    assert set(Quantize().model_dump()) == {"use", "precision", "method", "weight_bits", "calibrator"}
+    assert set(Quantize().model_dump()) == {"use", "precision", "method", "weight_bits", "calibrator", "corrections"}
     assert {"epochs", "ranges", "settle", "scheme"} < set(Quantize(method="qat").model_dump())

@@ -120,8 +120,13 @@ def deployed(net: nn.Module, task: Task, target: Target, folder: Path) -> ladder
 
 
 def assert_repeats(climb: ladder.Climb, exactly: bool = True) -> None:
-    """Bit for bit; where runtimes compute in float, up to one step in few of the outputs."""
-    if exactly:
+    """Bit for bit; where runtimes compute in float, up to one step in few of the outputs.
+
+    Outputs that are float, as sums of a last dense layer on onnxruntime, have the last bits of a float32 product.
+    """
+    if climb.agreement.max_steps is None:
+        assert climb.agreement.sqnr_db > 120
+    elif exactly:
         assert climb.agreement.max_steps == 0, climb.first_divergence
     else:
         assert climb.agreement.max_steps <= 1, climb.first_divergence

@@ -42,16 +42,16 @@ def is_heavy(node: Node) -> bool:
 
 
 def kept(graph: GraphModule, names: Collection[str]) -> set[Node]:
-    """The operators to leave in float so that the blocks of these names are, and what only follows them."""
+    """The operators to leave in float so that the blocks of these names are, with what follows up to the next block."""
     floats: set[Node] = set()
     for node in graph.graph.nodes:
         if not _computes(node):
             continue
-        sources = [source for source in map(_origin, node.all_input_nodes) if source.op == "call_function"]
+        sources = [source for source in map(_origin, node.all_input_nodes) if _computes(source)]
         if is_heavy(node):
             if block_of(node) in names:
                 floats.add(node)
-        elif sources and all(source in floats for source in sources):
+        elif any(source in floats for source in sources):
             floats.add(node)
     return floats
 

@@ -84,7 +84,10 @@ class FakeQuantized(nn.Module):
             operator = OPERATORS.get(str(node.target))
             if operator is not None and operator.role is Role.WEIGHTED:
                 source = node.args[operator.weight].args[0]
-                if source.op == "get_attr" and source.target not in self.own | made:
+                if source.op != "get_attr" or source.target in self.own | made:
+                    continue
+                # Constants, such as those of an average pooling, are only rounded.
+                if isinstance(attribute(self.prepared[0], source.target), nn.Parameter):
                     raise UsageError(
                         f"quantize: layer {layer_of(node)} computes with {source.target}, which is no parameter of the "
                         f'network, so that method = "qat" cannot train it; use method = "ptq"'

@@ -1,0 +1,123 @@
+"""Networks of which a part stays in float: what is left there, what it is worth, and which form of all is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from edgedl import ladder, measure, pipeline, plugins, recipe, stats
+from edgedl.core import Model, Task
+from edgedl.quantize import mixed, sensitivity
+from edgedl.quantize.schemes import AFFINE, LITERT, ONNXRUNTIME
+from edgedl.quantize.simulate import Quantization
+from edgedl.torch_session import TorchSession
+from tests.toys import Noise, Residual
+
+TASK = Noise()
+
+
+class Parts(nn.Module):
+    """Three blocks, of which the second has one channel that is a thousand times as loud as the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential()
+        self.first.add_module("conv", nn.Conv2d(8, 8, 3, padding=1))
+        self.first.add_module("relu", nn.ReLU())
+        self.second = Residual(8)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+        with torch.no_grad():
+            self.second.conv1.weight[0] *= 1000
+            self.second.conv2.weight[:, 0] /= 1000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x)))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return Parts().eval()
+
+
+@pytest.fixture(scope="module")
+def plan(net) -> Quantization:
+    return Quantization(net, TASK, "min-max")
+
+
+def noise(net: nn.Module, plan: Quantization, task: Task = TASK) -> float:
+    """Output SNR in dB over the test split."""
+    reference = measure.evaluate(TorchSession(net, task), task, "test").outputs["y"]
+    return stats.sqnr_db(reference, plan.simulated(LITERT).evaluated("test").outputs["y"])
+
+
+def test_blocks_are_the_modules_that_hold_layers(plan):
+    assert mixed.blocks(plan.simulated(AFFINE).draft) == ["first", "second", "head.2"]
+
+
+def test_the_loud_block_is_the_most_sensitive(net, plan):
+    found = sensitivity.of_blocks(plan.simulated(AFFINE), net, TASK)
+    assert min(found, key=lambda name: found[name].sqnr_db) == "second"
+
+
+def test_leaving_it_in_float_pays(net, plan):
+    static, in_part = plan.in_form("int8"), plan.in_form("mixed", ["second"])
+    assert noise(net, in_part) > noise(net, static) + 10
+    assert plan.mixtures(LITERT)[0].blocks == ["second"]
+
+
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("form", ["int8 layers", "mixed"])
+def test_the_deployed_file_repeats_the_simulation(form, use, net, plan, tmp_path):
+    target = plugins.load("targets", use).model_validate({})
+    blocks = ["second"] if form == "mixed" else []
+    model = Model(net=net, quantization=plan.in_form(form, blocks))
+    artifact = target.build(model, TASK, tmp_path, batch_size=1)
+    session = (plugins.stand_in() if artifact.stand_in else target).open(artifact.stand_in or artifact.file)
+    reference = measure.evaluate(TorchSession(net, TASK), TASK, "test")
+    rungs = (ladder.rung("float", reference.score, (), TASK),)
+    climb = ladder.climb(model, reference, rungs, target, session, TASK)
+    session.close()
+    assert climb.breach is None
+    assert climb.agreement.sqnr_db > climb.quantization_db + 20
+    assert artifact.precision == form
+
+
+def test_what_is_left_in_float_has_no_grids(plan):
+    graph = plan.in_form("mixed", ["first", "second", "head.2"]).simulated(ONNXRUNTIME).graph
+    assert not [node for node in graph.graph.nodes if node.op == "call_function" and "quantize" in str(node.target)]
+
+
+RECIPE = """
+task = { use = "digits" }
+model = { use = "mlp", widths = [32, 16] }
+steps = [ { use = "train", epochs = 3, lr = 3e-3 }, { use = "quantize", corrections = [], calibrator = "min-max" } ]
+targets = [ { use = "onnxruntime" } ]
+limits = { score_drop = LIMIT, slower = "allow" }
+bench = { min_seconds = 0.05 }
+"""
+
+
+def report_of(text: str, root: Path) -> dict:
+    run = pipeline.compress(recipe.parse(text, root / "forms.toml"), text, root / "runs")
+    return json.loads(run.report.read_text())
+
+
+def test_every_form_is_tried_and_the_fastest_kept(tmp_path):
+    report = report_of(RECIPE.replace("LIMIT", "1.0"), tmp_path)
+    rows = {row["variant"]: row for row in report["rows"]}
+    assert set(rows) == {"float", "int8", "int8-dynamic", "int8-weights", "int8-layers"}  # no mixture: static holds
+    (verdict,) = report["verdicts"]
+    tried = {name: row["latency_ms"]["median"] for name, row in rows.items() if name != "float"}
+    assert verdict["ship"] == min(tried, key=tried.__getitem__) == report["rows"][-1]["variant"]
+    assert all(row["validation_score"] is not None for row in report["rows"])
+
+
+def test_mixtures_are_tried_where_static_loses_too_much(tmp_path):
+    text = RECIPE.replace("LIMIT", "0.0").replace("corrections = []", "weight_bits = 4, corrections = []")
+    report = report_of(text, tmp_path)
+    assert "mixed-1" in {row["variant"] for row in report["rows"]}
