@@ -20,7 +20,7 @@ def sample_report() -> dict[str, Any]:
     slower = "it is slower than the fastest float file on this runtime: 0.78x (0.78 to 0.79); 33% conversions"
     built = "it cannot run here: tensorrt is not installed; copy the folder to the device and run `sh build.sh` there"
     parser = "node_pool (GlobalAveragePool): UNSUPPORTED_NODE: the window is too large (in importPool)"
-    return {
+    report: dict[str, Any] = {
         "schema": 1,
         "edgedl": "0.1.0",
         "recipe": {
@@ -71,6 +71,11 @@ def sample_report() -> dict[str, Any]:
              "score_drop": None, "why": f"not judged, since a file is missing: compressed: it refuses {parser}"},
         ],
     }  # fmt: skip
+    for said in report["verdicts"]:
+        rows = [row for row in report["rows"] if row["target"] == said["target"] and row["latency_ms"]]
+        if len(rows) > 1:
+            rows[-1]["speedup"] = said["speedup"]
+    return report
 
 
 def row(
@@ -105,6 +110,8 @@ def row(
         "init_ms": None if latency is None else 13.545,
         "peak_memory_bytes": None if latency is None else 8_814_592,
         "latency_ms": latency,
+        "speedup": None,
+        "validation_score": None,
         "operators": operators or [],
     }
 
