@@ -291,11 +291,11 @@ def test_a_recipe_file_that_is_not_there_is_named(edgedl, arguments):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("epochs", "epoch", r"wrong\.toml:4: steps\[0\]\.epoch: unknown key; did you mean epochs\?"),
-        ("= 2", '= "two"', r"wrong\.toml:4: steps\[0\]\.epochs: .*not 'two'"),
-        ("= 2", "= -2", r"wrong\.toml:4: steps\[0\]\.epochs: .*not -2"),
+        ("epochs", "epoch", r"wrong\.toml:5: steps\[0\]\.epoch: unknown key; did you mean epochs\?"),
+        ("= 2", '= "two"', r"wrong\.toml:5: steps\[0\]\.epochs: .*not 'two'"),
+        ("= 2", "= -2", r"wrong\.toml:5: steps\[0\]\.epochs: .*not -2"),
         ('"mlp"', '"mpl"', r"wrong\.toml:3: model\.use: no models named 'mpl'; did you mean mlp\?"),
-        ("targets", "tragets", r"wrong\.toml:5: tragets: unknown key; did you mean targets\?"),
+        ("targets", "tragets", r"wrong\.toml:8: tragets: unknown key; did you mean targets\?"),
         ("model = {", "model = ", r"wrong\.toml: no valid TOML: .*line 3"),
     ],
 )
