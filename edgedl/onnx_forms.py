@@ -49,7 +49,8 @@ class _Editor:
 
     def constant(self, name: str, values: np.ndarray) -> str:
         """Adds an initializer; returns its name."""
-        return self.keep(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        # Not ascontiguousarray, which makes a row of a scalar: QLinearAdd takes no such zero point.
+        return self.keep(numpy_helper.from_array(np.asarray(values, order="C"), name))
 
     def keep(self, tensor: onnx.TensorProto) -> str:
         """Adds an initializer, under another name if its own is taken; returns the name."""
