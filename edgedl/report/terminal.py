@@ -49,10 +49,12 @@ def print_report(report: Mapping[str, Any]) -> None:
     console.print()
     console.print(table)
     console.print()
-    for entry in report["ladder"]:
-        if entry["quantization"] is not None:
-            rungs = " → ".join(f"{rung['name']} {rung['score']:.4f}" for rung in entry["rungs"])
-            console.print(f"{entry['target']}: {rungs}; {agreement_in_words(entry)}")
+    quantized = [entry for entry in report["ladder"] if entry["quantization"] is not None]
+    for entry in quantized:
+        alone = sum(other["target"] == entry["target"] for other in quantized) == 1
+        name = entry["target"] if alone else f"{entry['target']}, {entry['variant']}"
+        rungs = " → ".join(f"{rung['name']} {rung['score']:.4f}" for rung in entry["rungs"])
+        console.print(f"{name}: {rungs}; {agreement_in_words(entry)}")
     if said := sparsity_in_words(report):
         console.print(said)
     console.print()
