@@ -9,6 +9,7 @@ import torch
 from edgedl.core import Task
 
 OPSET = 18
+LAYER_NOTE = "pkg.torch.onnx.name_scopes"
 
 
 def example_inputs(task: Task, batch_size: int) -> tuple[torch.Tensor, ...]:
@@ -23,7 +24,11 @@ def export_onnx(graph: torch.nn.Module, task: Task, file: Path, batch_size: int)
 
     Weights are folded to int8 before the export, so that the file holds a quarter of the bytes;
     biases stay float32, which onnxruntime and TensorRT both fuse (TensorRT refuses int32 ones).
+    Of the exporter's notes only those of each node's layer are kept: all of them are more than the weights of
+    a small int8 network, and name folders of this machine.
     """
+    import onnx
+
     if isinstance(graph, torch.fx.GraphModule):
         graph = fold_weights(graph)
     program = torch.onnx.export(
@@ -36,7 +41,13 @@ def export_onnx(graph: torch.nn.Module, task: Task, file: Path, batch_size: int)
         verbose=False,
     )
     assert program is not None
-    program.save(str(file), external_data=False)
+    model = program.model_proto
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)
+    for noted in (model, model.graph, *model.graph.node, *values):
+        kept = [note for note in noted.metadata_props if note.key == LAYER_NOTE]
+        del noted.metadata_props[:]
+        noted.metadata_props.extend(kept)
+    onnx.save(model, str(file))
 
 
 def fold_weights(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
