@@ -48,6 +48,7 @@ class TFLite(Target):
         from edgedl.loops import with_loops
         from edgedl.onnx_export import example_inputs
         from edgedl.recurrent import open_recurrent
+        from edgedl.transposed import finished
 
         graph = open_recurrent(self.graph(model))
         file = folder / "model.tflite"
@@ -56,7 +57,7 @@ class TFLite(Target):
                 converted = litert_torch.convert(graph, example_inputs(task, batch_size))
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 raise TargetError(f"litert-torch cannot convert the network: {_first_line(error)}") from error
-            content = with_loops(_stored(converted.model_content(), model.precision))
+            content = with_loops(finished(_stored(converted.model_content(), model.precision)))
         file.write_bytes(content)  # by Python, whose error names a full disk
         versions = {"litert-torch": version("litert-torch"), "ai-edge-litert": version("ai-edge-litert")}
         return Artifact(file=file, precision=model.precision, versions=versions)
