@@ -16,7 +16,11 @@ from edgedl.measure import evaluate
 from edgedl.steps.quantize import Quantize
 from edgedl.torch_session import TorchSession
 
-FORMS: dict[str, Step] = {"static": Quantize()}
+FORMS: dict[str, Step] = {
+    "static": Quantize(method="ptq"),
+    "dynamic": Quantize(method="dynamic"),
+    "weights": Quantize(method="weight-only"),
+}
 """The forms that are compared, by name: the `quantize` step of a recipe."""
 
 
