@@ -121,3 +121,11 @@ def test_mixtures_are_tried_where_static_loses_too_much(tmp_path):
     text = RECIPE.replace("LIMIT", "0.0").replace("corrections = []", "weight_bits = 4, corrections = []")
     report = report_of(text, tmp_path)
     assert "mixed-1" in {row["variant"] for row in report["rows"]}
+
+
+def test_a_form_that_cannot_be_had_is_no_failure_where_another_can(tmp_path):
+    text = RECIPE.replace("LIMIT", "1.0").replace("min_seconds = 0.05", "min_seconds = 0.05, batch_size = 2")
+    rows = {row["variant"]: row for row in report_of(text, tmp_path)["rows"]}
+    assert rows["int8-dynamic"]["status"] == "refused"  # it scales whole batches at once there
+    assert "batch_size" in rows["int8-dynamic"]["reason"]
+    assert rows["int8"]["status"] == "ok"

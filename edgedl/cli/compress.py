@@ -49,5 +49,6 @@ def compress(
     statuses = {row["status"] for row in report["rows"]}
     if "failed" in statuses:
         raise typer.Exit(FAILED)
-    if strict and "refused" in statuses:
+    kept_float = {verdict["target"] for verdict in report["verdicts"] if verdict["ship"] in ("float", "none")}
+    if strict and any(row["status"] == "refused" and row["target"] in kept_float for row in report["rows"]):
         raise typer.Exit(REFUSED)

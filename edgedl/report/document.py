@@ -84,8 +84,11 @@ def begin(recipe: Recipe, variants: Mapping[str, Model]) -> dict[str, Any]:
 def add(report: dict[str, Any], run: Run, target: Target, entries: Sequence[Entry], verdict: Verdict | None) -> None:
     """Adds one target's rows, ladder and verdict, and writes each file's passport, measurement and reproduce.sh."""
     refused = verdict.refused if verdict else {}
+    stood_in_for = len(entries) > 2 and any(entry.climb for entry in entries[1:])
     for entry in entries:
         row = _row(run, target, entry, refused.get(entry.variant))
+        if row["status"] == "failed" and stood_in_for and entry.variant != "float":
+            row["status"] = "refused"  # one form of several cannot be had here: another is
         report["rows"].append(row)
         if entry.climb is not None:
             report["ladder"].append(ladder.as_json(entry.climb, entry.variant, target))
