@@ -129,8 +129,8 @@ def test_our_own_row_of_a_small_network(tmp_path, monkeypatch):
         assert exact["snr_db"] > 100
         assert exact["speedup"]["median"] == 1.0
     for int8, exact in ((our_tflite, exported_tflite), (our_onnx, exported_onnx)):
-        assert 20 < int8["snr_db"] < 60
-        assert int8["agreement"]["max_steps"] == 0
+        assert 20 < int8["snr_db"] < 70
+        assert int8["agreement"]["sqnr_db"] > 120  # on onnxruntime, outputs are float
         assert int8["size_bytes"] < exact["size_bytes"]
         assert int8["kind"] == "static"
         assert int8["seconds"] > 0
