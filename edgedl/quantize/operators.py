@@ -6,8 +6,7 @@ when `rewrite` has opened composite operators (attention, SiLU, splits, batch no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -37,8 +36,6 @@ class Operator:
     weight_axis: int = 0
     bounds: tuple[float, float] | None = None
     """Where the outputs lie by definition: kernels of asymmetric grids insist on just this range."""
-    in_float: Mapping[str, str] = field(default_factory=dict)
-    """Runtimes that compute it in float between two int8 values, with the reason: same values, more time."""
 
 
 _CONVOLUTION = Operator(Role.WEIGHTED)

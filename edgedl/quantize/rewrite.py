@@ -111,6 +111,25 @@ def _padded_conv1d(
     return torch.conv1d(x, weight, bias, list(stride), [0 if total % 2 else total // 2], list(dilation), groups)
 
 
+def _transposed(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Any:
+    """Each group by itself: a grouped weight has no dimension of all its output channels, to scale them one by one."""
+    if groups == 1:
+        return NotImplemented
+    operator = aten.conv_transpose1d.default if weight.ndim == 3 else aten.conv_transpose2d.input
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    parts = zip(x.chunk(groups, 1), weight.chunk(groups), biases, strict=True)
+    return torch.cat([operator(*part, stride, padding, output_padding, 1, dilation) for part in parts], 1)
+
+
 def _bilinear(x: torch.Tensor, size: Sequence[int] | None, align_corners: bool, scales: Sequence[float] | None) -> Any:
     """Doubling as a depthwise convolution over repeated pixels; other factors stay as they are.
 
@@ -159,6 +178,8 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.unbind.int: _unbind,
     aten.conv1d.padding: _padded_conv1d,
     aten.avg_pool2d.default: _average_pool,
+    aten.conv_transpose1d.default: _transposed,
+    aten.conv_transpose2d.input: _transposed,
     aten.upsample_bilinear2d.vec: _bilinear,
     aten.adaptive_avg_pool1d.default: _pool_to_one,
     aten.instance_norm.default: _instance_norm,

@@ -39,6 +39,9 @@ class Scheme:
     """Whether dense layers can give their int32 sums as float: a network that ends in one loses nothing to a grid."""
     groups_weights: bool = False
     """Whether 4-bit weights may have a scale for each group of inputs, not only for each output."""
+    int8_transposed: Literal["fast", "slow", "none"] = "fast"
+    """How good its int8 kernel for transposed convolutions is: that of ordinary ones does their work where there is
+    none, and where it is slow and this takes no more products."""
     computes_in_half: bool = False
     """Whether the form fp16 also computes in half precision, not only stores weights so."""
 
@@ -57,8 +60,15 @@ class Scheme:
 AFFINE = Scheme(name="affine", symmetric_activations=False)
 """LiteRT and onnxruntime: asymmetric activations, one bit more precise after a ReLU."""
 
-LITERT = replace(AFFINE, runtime="litert", run_time_scales="row")
-ONNXRUNTIME = replace(AFFINE, runtime="onnxruntime", run_time_scales="tensor", float_outputs=True, groups_weights=True)
+LITERT = replace(AFFINE, runtime="litert", run_time_scales="row", int8_transposed="slow")
+ONNXRUNTIME = replace(
+    AFFINE,
+    runtime="onnxruntime",
+    run_time_scales="tensor",
+    float_outputs=True,
+    groups_weights=True,
+    int8_transposed="none",
+)
 
 SYMMETRIC = Scheme(name="symmetric", symmetric_activations=True)
 """TensorRT: its parser refuses a zero point other than 0."""

@@ -24,6 +24,7 @@ from edgedl.quantize.equalization import equalize
 from edgedl.quantize.folding import Fold, attribute, constant, fold_batch_norms
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.operators import OPERATORS, Role
+from edgedl.quantize.phases import open_transposed
 from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
 from edgedl.quantize.rewrite import rewrite
 from edgedl.quantize.schemes import Form, Scheme
@@ -313,6 +314,7 @@ def _finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) 
         mixed.leave_in_float(graph, floats(graph))
     if scheme.float_outputs:
         _free_outputs(graph)
+    open_transposed(graph, scheme)
     _round_weights(graph)
     _round_biases(graph)
     _drop_saturating_activations(graph)

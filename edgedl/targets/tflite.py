@@ -52,7 +52,7 @@ class TFLite(Target):
 
         graph = open_recurrent(self.graph(model))
         file = folder / "model.tflite"
-        with _conversion_of_ours(list(task.inputs), list(task.outputs)):
+        with _conversion_of_ours(list(task.inputs), list(task.outputs)), _converting_transposed(model.precision):
             try:
                 converted = litert_torch.convert(graph, example_inputs(task, batch_size))
             except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -166,6 +166,29 @@ def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]
         yield
     finally:
         litert_converter.converter_api_ext = api
+
+
+@contextmanager
+def _converting_transposed(precision: str) -> Iterator[None]:
+    """Makes the converter take transposed convolutions with any padding, and in float make fast ones of them."""
+    from litert_torch.fx_infra import decomp
+
+    from edgedl.sub_pixel import decompositions, divides
+
+    if precision in STATIC_FORMS:  # the int8 kernel is fast, and what is not for it is opened by now
+        added = decompositions(lambda weight, stride: True)
+    elif precision in ("fp32", "fp16"):
+        added = decompositions(lambda weight, stride: False)
+    else:  # the weight is computed from codes, which cannot be filled up
+        added = decompositions(lambda weight, stride: not divides(weight, stride))
+    for operator, made_of in added.items():
+        decomp.add_pre_convert_decomp(operator, made_of)
+    try:
+        yield
+    finally:
+        for operator in added:
+            decomp.remove_pre_convert_decomp(operator)
+            decomp.remove_pre_lower_decomp(operator)
 
 
 def _first_line(error: Exception) -> str:
