@@ -117,7 +117,8 @@ class OnnxRuntimeSession:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
                 times.setdefault(key, []).append(event["dur"] / 1e3)
-        return [OperatorTime(name, kind, float(np.mean(samples))) for (name, kind), samples in times.items()]
+        # The median: one run of a hundred that was interrupted would double an operator's mean.
+        return [OperatorTime(name, kind, float(np.median(samples))) for (name, kind), samples in times.items()]
 
     def activations(self, batch: Batch) -> Sequence[Activation]:
         """Every quantized value, from a copy of the file that also returns them; every value if none is quantized."""
