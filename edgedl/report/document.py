@@ -124,21 +124,15 @@ def judging_command(run: Run, entries: Sequence[Entry]) -> str:
 def parameters(model: Model, recipe: Recipe) -> dict[str, int]:
     """Number of parameters and, if it is sparse, of zeros; multiply-accumulates for one sample.
 
-    They are half of what PyTorch counts as operations, and zeros are multiplied like all others.
+    Zeros are multiplied like all other weights.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from edgedl import sparsity
+    from edgedl import counting, sparsity
     from edgedl.onnx_export import example_inputs
 
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model.net(*example_inputs(recipe.task, 1))
     return {
-        "count": sum(parameter.numel() for parameter in model.net.parameters()),
+        "count": counting.num_parameters(model.net),
         "zeros": sparsity.num_zeros(model.net) if model.sparse else 0,
-        "macs": counter.get_total_flops() // 2,
+        "macs": counting.macs(model.net, example_inputs(recipe.task, 1)),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -26,6 +25,7 @@ from pydantic import (
 from edgedl import plugins, structure
 from edgedl.blocks import Block, find_again
 from edgedl.core import MissingPackage, Model, Target, Task, UsageError
+from edgedl.counting import macs, num_parameters
 from edgedl.importance import IMPORTANCES, paired, score
 from edgedl.learning import LearningStep
 from edgedl.prunable import Piece, first_reasons, prunable, without
@@ -240,27 +240,3 @@ def figures(net: nn.Module, inputs: Inputs, task: Task) -> dict[str, Any]:
         "macs": macs(net, inputs),
         "score": evaluate(TorchSession(net, task), task, "validation").score,
     }
-
-
-def num_parameters(net: nn.Module) -> int:
-    """How many numbers are learned; shared ones count once."""
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def macs(net: nn.Module, inputs: Inputs) -> int:
-    """Multiply-accumulates for one sample, half of what PyTorch counts as operations."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # Kernels that hold a whole recurrent layer, Transformer layer or attention are not counted, and kept away.
-    counter, fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            warnings.simplefilter("ignore")  # without oneDNN PyTorch speaks of GPUs
-            with torch.backends.mkldnn.flags(enabled=False), counter:
-                net.eval()(*(values[:1] for values in inputs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops()) // 2
