@@ -298,7 +298,7 @@ class Session(Protocol):
         ...
 
     def profile(self, batch: Batch) -> Sequence[OperatorTime]:
-        """Time per operator in execution order, mean or median of several runs; empty where the runtime gives none."""
+        """Time per operator in execution order, over several runs; empty where the runtime gives none."""
         ...
 
     def activations(self, batch: Batch) -> Sequence[Activation]:
