@@ -47,6 +47,17 @@ def without(net: nn.Module, pieces: Sequence[Piece]) -> nn.Module:
 
 def prunable(net: nn.Module, inputs: Inputs) -> tuple[list[Block], dict[str, str]]:
     """The blocks that can be pruned, and for layers that cannot the reason. Raises `UsageError` if there is none."""
+    blocks, whole = sound_blocks(net, inputs)
+    if not blocks:
+        raise UsageError(f"prune: no layer can be pruned: {first_reasons(whole)}")
+    return blocks, whole
+
+
+def sound_blocks(net: nn.Module, inputs: Inputs) -> tuple[list[Block], dict[str, str]]:
+    """The blocks that can be pruned, maybe none, and for layers that cannot the reason.
+
+    Raises `UsageError` if the network cannot be followed.
+    """
     blocks, whole = find_blocks(net, inputs)
     if objection(net, inputs, blocks):
         found, blocks = blocks, []
@@ -59,8 +70,6 @@ def prunable(net: nn.Module, inputs: Inputs) -> tuple[list[Block], dict[str, str
                 blocks.append(heads)
             else:
                 whole[block.name] = reason
-    if not blocks:
-        raise UsageError(f"prune: no layer can be pruned: {first_reasons(whole)}")
     return blocks, whole
 
 

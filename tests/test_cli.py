@@ -29,6 +29,7 @@ ALL_OPTIONS = {
     # Frozen: scripts of other people rest on these. Arguments are in capitals, as the help shows them.
     "": {"--help", "-h", "--version"},
     "compress": {"--help", "-h", "--recipe", "--out", "--fresh", "--strict", "--json"},
+    "analyze": {"--help", "-h", "RECIPE_OR_RUN", "--out", "--ratio", "--fresh", "--json"},
     "bench": {
         "--help", "-h", "FILES", "--vs", "--recipe", "--target", "--threads", "--seconds", "--operators", "--json",
     },
@@ -187,6 +188,8 @@ def test_version_is_that_of_the_package(edgedl):
         ["compress"],
         ["compress", "--recipe"],
         ["compress", "--recipe", "cnn-int8", "--epochs", "3"],
+        ["analyze"],
+        ["analyze", "cnn-int8", "--ratio", "1"],
         ["bench"],
         ["bench", "model.onnx", "--threads", "0"],
         ["bench", "model.onnx", "--seconds", "long"],

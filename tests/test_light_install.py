@@ -172,6 +172,12 @@ def test_compress_names_what_is_missing_and_how_to_get_it(device):
     assert not (device.folder / "nowhere").exists()
 
 
+@everywhere
+def test_analyze_names_what_is_missing(device):
+    line = device.refuses("analyze", "run")
+    assert line == ("edgedl: analyze needs torch, torchao, torch_pruning, safetensors: pip install 'edgedl[train]'")
+
+
 @with_onnxruntime
 def test_onnx_files_are_measured(device):
     (row,) = device.json("bench", "model.onnx", "--seconds", "0.05")

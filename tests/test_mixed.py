@@ -56,7 +56,7 @@ def noise(net: nn.Module, plan: Quantization, task: Task = TASK) -> float:
 
 
 def test_blocks_are_the_modules_that_hold_layers(plan):
-    assert mixed.blocks(plan.simulated(AFFINE).draft) == ["first", "second", "head.2"]
+    assert mixed.parts(plan.simulated(AFFINE).draft) == ["first", "second", "head.2"]
 
 
 def test_the_loud_block_is_the_most_sensitive(net, plan):

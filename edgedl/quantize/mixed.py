@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import cast
+from collections.abc import Callable, Collection
+from typing import TypeAlias, cast
 
 from torch.fx import GraphModule, Node
 
@@ -16,18 +16,16 @@ HEAVY = (Role.WEIGHTED, Role.MULTIPLIES, Role.LOOKS_UP)
 """What int8 is for; all else follows what it stands behind."""
 
 
-def blocks(graph: GraphModule) -> list[str]:
-    """The parts of a network that may be left in float, in order: modules that hold its heavy operators.
+PartOf: TypeAlias = Callable[[Node], str]
+"""The name of the part of its network that a heavy operator belongs to."""
+
+
+def block_of(node: Node) -> str:
+    """The module that holds an operator's layer; the layer itself where that is the network or a plain row of them.
 
     Layers that stand together in one module are one part: islands of float between them would cost two
     conversions each.
     """
-    found = dict.fromkeys(block_of(node) for node in graph.graph.nodes if is_heavy(node))
-    return list(found)
-
-
-def block_of(node: Node) -> str:
-    """The module that holds an operator's layer; the layer itself where that is the network or a plain row of them."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = layer_of(node)
     if len(stack) < 3 or path.rpartition(".")[2].isdigit():
@@ -41,15 +39,21 @@ def is_heavy(node: Node) -> bool:
     return operator is not None and operator.role in HEAVY and is_float(node)
 
 
-def kept(graph: GraphModule, names: Collection[str]) -> set[Node]:
-    """The operators to leave in float so that the blocks of these names are, with what follows up to the next block."""
+def parts(graph: GraphModule, part_of: PartOf = block_of) -> list[str]:
+    """The parts of a network that may be left in float, in order: those that hold its heavy operators."""
+    found = dict.fromkeys(part_of(node) for node in graph.graph.nodes if is_heavy(node))
+    return list(found)
+
+
+def kept(graph: GraphModule, names: Collection[str], part_of: PartOf = block_of) -> set[Node]:
+    """The operators to leave in float so that the parts of these names are, with what follows up to the next."""
     floats: set[Node] = set()
     for node in graph.graph.nodes:
         if not _computes(node):
             continue
         sources = [source for source in map(_origin, node.all_input_nodes) if _computes(source)]
         if is_heavy(node):
-            if block_of(node) in names:
+            if part_of(node) in names:
                 floats.add(node)
         elif any(source in floats for source in sources):
             floats.add(node)

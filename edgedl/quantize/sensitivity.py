@@ -8,7 +8,7 @@ import torch
 
 from edgedl import progress, stats
 from edgedl.core import Task
-from edgedl.measure import evaluate
+from edgedl.measure import Scored, evaluate
 from edgedl.quantize import mixed
 from edgedl.quantize.choose import Trial
 from edgedl.torch_session import TorchSession
@@ -20,19 +20,32 @@ NUM_SAMPLES = 256
 """Of the validation split: differences in noise between parts show on few."""
 
 
-def of_blocks(simulation: Simulation, net: torch.nn.Module, task: Task) -> dict[str, Trial]:
-    """For every block of a static simulation: score and noise on validation data when it alone is in int8."""
+def of_parts(
+    simulation: Simulation,
+    net: torch.nn.Module,
+    task: Task,
+    part_of: mixed.PartOf = mixed.block_of,
+    num_samples: int = NUM_SAMPLES,
+) -> dict[str, Trial]:
+    """For every part of a static simulation: score and noise on validation data when it alone is in int8."""
     assert simulation.draft is not None
-    names = mixed.blocks(simulation.draft)
-    reference = evaluate(TorchSession(net, task), task, "validation", NUM_SAMPLES)
+    names = mixed.parts(simulation.draft, part_of)
+    reference = evaluate(TorchSession(net, task), task, "validation", num_samples)
     found = {}
     with progress.stage("sensitivity", len(names)) as step:
         for name in names:
             others = frozenset(names) - {name}
-            alone = simulation.leaving(lambda graph, others=others: mixed.kept(graph, others))  # type: ignore[misc]
-            # In float: integers tell the same to a hair, and take several times as long.
-            scored = evaluate(TorchSession(alone.graph, task), task, "validation", NUM_SAMPLES)
-            noise = min(stats.sqnr_db(reference.outputs[key], scored.outputs[key]) for key in task.outputs)
-            found[name] = Trial(scored.score, noise, NUM_SAMPLES)
-            step(1, f"{name}: {noise:.1f} dB")
+            alone = simulation.leaving(lambda graph, others=others: mixed.kept(graph, others, part_of))  # type: ignore[misc]
+            found[name] = trial(alone.graph, reference, task, num_samples)
+            step(1, f"{name}: {found[name].sqnr_db:.1f} dB")
     return found
+
+
+def trial(graph: torch.nn.Module, reference: Scored, task: Task, num_samples: int) -> Trial:
+    """Score and noise of a quantized graph on validation data, against what the float network answered there.
+
+    In float: integers tell the same to a hair, and take several times as long.
+    """
+    scored = evaluate(TorchSession(graph, task), task, "validation", num_samples)
+    noise = min(stats.sqnr_db(reference.outputs[key], scored.outputs[key]) for key in task.outputs)
+    return Trial(scored.score, noise, scored.samples)

@@ -164,7 +164,7 @@ class Quantization:
 
     def mixtures(self, scheme: Scheme) -> list[Quantization]:
         """Form "mixed" with the one, two and three blocks in float that static int8 harms most, alone."""
-        noise = sensitivity.of_blocks(self._calibrated(scheme), self.net, self.task)
+        noise = sensitivity.of_parts(self._calibrated(scheme), self.net, self.task)
         worst = sorted(noise, key=lambda block: noise[block].sqnr_db)
         return [self.in_form("mixed", worst[:count]) for count in range(1, min(len(worst), MAX_IN_FLOAT + 1))]
 

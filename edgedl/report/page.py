@@ -12,10 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import files, gate, plugins
+from edgedl import analysis, files, gate, plugins
 from edgedl.core import MissingPackage
 from edgedl.report import words
-from edgedl.report.terminal import milliseconds, size, sparsity_in_words
+from edgedl.report.terminal import largest, milliseconds, missing_figures, share, size, sparsity_in_words
+from edgedl.run import read_report
 
 if TYPE_CHECKING:
     from edgedl.report.figures import Figure
@@ -73,27 +74,75 @@ class Group:
 
 def write_page(report: dict[str, Any], folder: Path) -> Path:
     """Writes `report.html` into a run's folder and returns it. Raises `MissingPackage`."""
-    lacking = [package for package in ("jinja2", "plotly") if not plugins.installed(package)]
-    if lacking:
-        raise MissingPackage(f"the HTML page needs {' and '.join(lacking)}: {plugins.pip_line('report')}")
+    _require()
     file = folder / "report.html"
     files.write_text(file, _rendered(report, folder))
     return file
 
 
+def write_analysis(found: Mapping[str, Any], folder: Path) -> Path:
+    """Shows an analysis in the page of the run that it is of, or in `analysis.html` where none has finished."""
+    if (folder / "report.json").is_file():
+        return write_page(read_report(folder), folder)
+    _require()
+    file = folder / "analysis.html"
+    files.write_text(file, _filled("analysis.html.jinja", {}, found["metric"], folder, found))
+    return file
+
+
+def _require() -> None:
+    lacking = [package for package in ("jinja2", "plotly") if not plugins.installed(package)]
+    if lacking:
+        raise MissingPackage(f"the HTML page needs {' and '.join(lacking)}: {plugins.pip_line('report')}")
+
+
 def _rendered(report: Mapping[str, Any], folder: Path) -> str:
+    from edgedl.report.trade_off import symbols_of
+
+    groups = _groups(report)
+    return _filled(
+        "page.html.jinja",
+        _figures(report, groups),
+        report["metric"],
+        folder,
+        analysis.read(folder),
+        report=report,
+        groups=groups,
+        pairs=[(group, line) for group in groups for line in group.lines],
+        ships={name: ("good", f"Ship {name}") for name in _variants(report)} | SHIPS,
+        statuses=STATUSES,
+        symbols=symbols_of(_points(groups)),
+        conversions=gate.CONVERSIONS,
+        sparsity=sparsity_in_words(report),
+        calibrations=list(_calibrations(folder)),
+        recipe_text=_recipe_text(folder),
+    )
+
+
+def _filled(
+    template: str,
+    figures: dict[str, Figure],
+    metric: Mapping[str, Any],
+    folder: Path,
+    found: Mapping[str, Any] | None,
+    **more: Any,
+) -> str:
+    """A page from its template, with the plots of an analysis behind its own."""
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    from edgedl.report.trade_off import symbols_of
+    from edgedl.report import layer_figures
 
-    metric, groups = report["metric"], _groups(report)
-    figures = _figures(report, groups)
+    figures = figures | (layer_figures.figures(found) if found else {})
     scripts = [get_plotlyjs(), _asset("page.js")]
     # Every string of a report is untrusted and escaped; undefined names are bugs of the template.
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_asset),
     )
     environment.filters |= {
         "score": partial(words.score, metric=metric),
@@ -105,21 +154,17 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         "agreement": words.agreement,
         "settings": words.settings,
         "summary": words.summary,
+        "share": share,
+        "largest": largest,
     }
-    return environment.from_string(_asset("page.html.jinja")).render(
-        report=report,
-        groups=groups,
-        pairs=[(group, line) for group in groups for line in group.lines],
+    return environment.get_template(template).render(
+        **more,
+        analysis=found,
+        analysis_series=layer_figures.series(found) if found else {},
+        analysis_missing=missing_figures(found) if found else [],
         figures=figures,
         contents={name: figure.content for name, figure in figures.items()},
-        ships={name: ("good", f"Ship {name}") for name in _variants(report)} | SHIPS,
-        statuses=STATUSES,
-        symbols=symbols_of(_points(groups)),
-        conversions=gate.CONVERSIONS,
         date=words.date(folder),
-        sparsity=sparsity_in_words(report),
-        calibrations=list(_calibrations(folder)),
-        recipe_text=_recipe_text(folder),
         style=Markup(_asset("page.css")),
         scripts=[Markup(script) for script in scripts],
         # Even a string that slipped through unescaped could neither run nor fetch anything.

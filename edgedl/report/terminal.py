@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,73 @@ def print_comparison(reports: Mapping[str, Mapping[str, Any]]) -> None:
                 Text(row["status"], style=STATUS_STYLE[row["status"]]),
             )
     _console().print(table)
+
+
+def print_analysis(analysis: Mapping[str, Any]) -> None:
+    """A line a layer, then what has no layer, the whole, and why some figures are missing."""
+    console, metric = _console(), analysis["metric"]["name"]
+    timed = [target for target in analysis["targets"] if target["time_ms"] is not None]
+    ratio = analysis["pruning"]["ratio"]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("layer", "kind", "weights"):
+        table.add_column(column, overflow="fold")
+    for column in ("parameters", "MACs", *(f"{target['target']} time" for target in timed)):
+        table.add_column(column, justify="right")
+    for column in ("int8 alone:\nSNR", f"int8 alone:\n{metric}", f"{100 * ratio:.0f} % pruned:\n{metric}"):
+        table.add_column(column, justify="right")
+    for layer in analysis["layers"]:
+        quantized, pruned = layer["quantized"], layer["pruned"]
+        table.add_row(
+            layer["layer"] or "(the network itself)",
+            layer["kind"],
+            largest(layer["shapes"]),
+            f"{layer['parameters']:,}",
+            f"{layer['macs']:,}",
+            *(share(layer["time_share"][target["target"]]) for target in timed),
+            f"{quantized['sqnr_db']:.1f} dB" if quantized else NONE,
+            _score(quantized and quantized["score"]),
+            _score(pruned and pruned["score"]),
+        )
+    table.add_row("other", "", "", "", "", *(share(target["other"]["share"]) for target in timed))
+    together = analysis["quantization"]["together"]
+    table.add_row(
+        Text("all", style="bold"),
+        "",
+        "",
+        f"{analysis['parameters']:,}",
+        f"{analysis['macs']:,}",
+        *(milliseconds(target["time_ms"]) for target in timed),
+        f"{together['sqnr_db']:.1f} dB" if together else NONE,
+        _score(together and together["score"]),
+    )
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(f"{metric} of the float network: {analysis['score']:.4f} on {analysis['samples']} validation samples")
+    for line in missing_figures(analysis):
+        console.print(line)
+
+
+def missing_figures(analysis: Mapping[str, Any]) -> list[str]:
+    """Why layers have not been quantized or pruned alone, or targets not measured; a line a reason."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for layer in analysis["layers"]:
+        for key, what in (("not_quantized", "int8 alone"), ("not_pruned", "pruned alone")):
+            if layer[key] is not None:
+                said.setdefault((what, layer[key]), []).append(layer["layer"] or "(the network itself)")
+    lines = [f"not {what}: {', '.join(layers)}: {reason}" for (what, reason), layers in said.items()]
+    untimed = [target for target in analysis["targets"] if target["time_ms"] is None]
+    return [*lines, *(f"no times on {target['target']}: {target['reason']}" for target in untimed)]
+
+
+def largest(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The shape of a layer's largest parameter."""
+    return "×".join(map(str, max(shapes.values(), key=math.prod))) if shapes else NONE
+
+
+def share(value: float | None) -> str:
+    """A share of the time; none where a layer has no operator of its own."""
+    return NONE if value is None else f"{100 * value:.1f} %"
 
 
 def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:

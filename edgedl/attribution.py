@@ -1,0 +1,133 @@
+"""Whose time an operator of an exported file takes: from the names in files back to the layers of a network."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edgedl.counting import Layer, inside
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where PyTorch's exporter tells in an ONNX node which modules made it."""
+MARKS = re.compile(r"^fused |(_token_\d+|_nchwc)+$|/.*$")
+"""What onnxruntime puts around the name of a node that it has changed."""
+HEAVY = ("Conv", "Gemm", "MatMul")
+FOLLOWERS = ("Relu", "Clip", "Add", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+"""What onnxruntime fuses to a heavy node, which then bears the name of the last of them."""
+WEIGHTED = ("Conv", "FusedConv", "Gemm", "FusedGemm", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+Made: TypeAlias = Callable[[str, str], Sequence[str]]
+"""An operator's name and kind -> the modules that are named there, those that count most last."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the measured time of a file divides among layers; all shares add up to 1."""
+
+    time_ms: float
+    """Of all operators together."""
+    layers: Mapping[str, float]
+    """By path; a layer without an operator of its own is missing."""
+    other: float
+    """Of what no layer with parameters or products has made, such as pooling."""
+    operators: Sequence[str]
+    """Kinds of the operators in `other`."""
+
+
+def shares(operators: Sequence[Mapping[str, Any]], layers: Sequence[Layer], made: Made) -> Shares | None:
+    """Divides the time of operators, each with `name`, `kind` and `time_ms`; None if there is none to divide.
+
+    An operator belongs to the last layer that multiplies among those it names: names begin with what was fused to it.
+    One that must multiply and names none, such as one that bears the name of the network's output, belongs to the
+    only such layer that no other operator names.
+    """
+    total = sum(float(operator["time_ms"]) for operator in operators)
+    if total <= 0:
+        return None
+    owners = [_owner(made(operator["name"], operator["kind"]), layers) for operator in operators]
+    nameless = [
+        index for index, operator in enumerate(operators) if owners[index] is None and operator["kind"] in WEIGHTED
+    ]
+    unseen = [layer.path for layer in layers if layer.macs and layer.path not in owners]
+    if len(nameless) == len(unseen):
+        for index, path in zip(nameless, unseen, strict=True):
+            owners[index] = path
+    found: dict[str | None, float] = {}
+    for operator, owner in zip(operators, owners, strict=True):
+        found[owner] = found.get(owner, 0.0) + float(operator["time_ms"]) / total
+    others = [operator["kind"] for operator, owner in zip(operators, owners, strict=True) if owner is None]
+    other = found.pop(None, 0.0)
+    return Shares(total, {path: share for path, share in found.items() if path is not None}, other, others)
+
+
+def by_module_names(net: nn.Module, ran: Collection[str]) -> Made:
+    """For TFLite files: litert-torch joins the classes and names of the modules that called each other."""
+    from edgedl.recurrent import LAYERS, OpenRecurrent
+
+    known: dict[str, list[str]] = {}
+    chains: dict[str, str] = {}
+    for path in ran:
+        module = net.get_submodule(path)
+        kind = OpenRecurrent if type(module) in LAYERS else type(module)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if path:
+            parent, _, own = path.rpartition(".")
+            name = f"{chains[inside(parent, chains) or '']}/{name}_{own}"  # a list of modules is never called itself
+        chains[path] = name
+        known.setdefault(name, []).append(path)
+    seen: dict[tuple[str, str], int] = {}
+
+    def made(name: str, kind: str) -> list[str]:
+        parts = []
+        for part in re.split(r";+", name):
+            while part and part not in known:  # inside a recurrent layer that was written out
+                part = part.rpartition("/")[0]
+            parts += [part] if part else []
+        if not parts:
+            return []
+        # Modules of two lists bear the same names, and come in their order.
+        count = seen[parts[-1], kind] = seen.get((parts[-1], kind), -1) + 1
+        return [known[part][min(count, len(known[part]) - 1)] for part in parts]
+
+    return made
+
+
+def by_nodes(file: Path, layers: Sequence[Layer]) -> Made:
+    """For ONNX files, and engines built from them: each node says what made it."""
+    import onnx
+
+    graph = onnx.load(str(file), load_external_data=False).graph
+    known = {layer.path: layer for layer in layers}
+    nodes = {name: node for node in graph.node for name in (node.name, *node.output)}
+
+    def layers_of(node: onnx.NodeProto) -> list[str]:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+        scope = (ast.literal_eval(scopes)[:-1] or [None])[-1]  # behind it stands the node's own name
+        # A convolution that a batch norm was folded into bears the norm's name, but has its own weights.
+        owners = [inside(name.rpartition(".")[0], known) for name in node.input[1:2]]
+        return [path for path in (*filter(None, owners), scope) if path in known]
+
+    def made(name: str, kind: str) -> list[str]:
+        found: list[str] = []
+        for part in name.split(" + "):
+            node = nodes.get(MARKS.sub("", MARKS.sub("", part)))
+            while node is not None and kind.removeprefix("Fused") in HEAVY and node.op_type in FOLLOWERS:
+                sources = [nodes[source] for source in node.input if source in nodes]
+                node = next((source for source in sources if source.op_type in HEAVY), (sources or [None])[0])
+            found += layers_of(node) if node is not None else []
+        return found
+
+    return made
+
+
+def _owner(paths: Sequence[str], layers: Sequence[Layer]) -> str | None:
+    known = {layer.path: layer for layer in layers}
+    named = [path for path in paths if path in known]
+    return next((path for path in reversed(named) if known[path].macs), named[-1] if named else None)
