@@ -60,7 +60,7 @@ def test_blocks_are_the_modules_that_hold_layers(plan):
 
 
 def test_the_loud_block_is_the_most_sensitive(net, plan):
-    found = sensitivity.of_blocks(plan.simulated(AFFINE), net, TASK)
+    found = sensitivity.of_parts(plan.simulated(AFFINE), net, TASK)
     assert min(found, key=lambda name: found[name].sqnr_db) == "second"
 
 
