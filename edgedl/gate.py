@@ -108,7 +108,7 @@ def _explain(candidate: Candidate) -> str:
             reasons.append(f"{conversions:.0%} of its time goes into conversions")
         floats = sum(operator.kind in FLOAT_KERNELS for operator in candidate.operators)
         if floats:
-            reasons.append(f"{floats} operators run in float")
+            reasons.append("1 operator runs in float" if floats == 1 else f"{floats} operators run in float")
     odd = sorted({width for width in candidate.channels if width % WIDTH_GRID})
     if odd:
         reasons.append(f"{', '.join(map(str, odd))} channels are no multiple of {WIDTH_GRID}")

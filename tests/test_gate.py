@@ -52,7 +52,7 @@ def test_slower_is_refused_with_what_costs_the_time():
     reason = verdict.refused["compressed"]
     assert "slower" in reason
     assert "30% of its time goes into conversions" in reason
-    assert "1 operators run in float" in reason
+    assert "1 operator runs in float" in reason
     assert "13, 31 channels are no multiple of 8" in reason
 
 
