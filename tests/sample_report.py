@@ -98,6 +98,7 @@ def row(
         "variant": variant,
         "target": target,
         "precision": "fp32" if variant == "float" else "int8",
+        "in_float": [],
         "device": None if size_bytes is None else "Some Processor",
         "status": status,
         "reason": reason,

@@ -130,8 +130,8 @@ def test_the_report_has_exactly_the_documented_keys(report):
     }  # fmt: skip
     assert report["metric"] == {"name": "accuracy", "unit": "fraction", "higher_is_better": True}
     assert set(report["rows"][0]) == {
-        "variant", "target", "precision", "device", "status", "reason", "file", "size_bytes", "gzip_bytes", "sha256",
-        "score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "speedup",
+        "variant", "target", "precision", "in_float", "device", "status", "reason", "file", "size_bytes",
+        "gzip_bytes", "sha256", "score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "speedup",
         "validation_score", "operators",
     }  # fmt: skip
     assert set(report["ladder"][0]) == {

@@ -154,6 +154,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "variant": entry.variant,
         "target": target.label,
         "precision": artifact.precision if artifact else entry.model.precision,
+        "in_float": list(entry.model.quantization.blocks) if entry.model.quantization else [],
         "device": None if artifact is None else local.name() if artifact.status == "ok" else _built_for(entry),
         "status": "refused" if refusal and status != "failed" else status,
         "reason": reason,
