@@ -561,7 +561,7 @@ def test_a_full_disk_is_one_line_and_no_report(edgedl, tmp_path, small_disk, siz
     assert_nothing_is_half_written(disk)
 
 
-@pytest.mark.parametrize("size", [20_000, 104_000], ids=["weights", "the first file"])
+@pytest.mark.parametrize("size", [20_000, 102_400], ids=["weights", "the first file"])
 def test_a_file_that_may_not_grow_is_one_line_and_no_report(edgedl, tmp_path, size):
     (tmp_path / "small.toml").write_text(RECIPE)
     limited = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
