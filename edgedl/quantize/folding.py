@@ -51,14 +51,9 @@ class Fold:
     def folded_weight(self, tensor: Tensors, factor: torch.Tensor) -> torch.Tensor:
         """In the shape of the operator's own."""
         weight = tensor(self.own_weight)
-        # A transposed convolution's weight is (in, out / groups, ...), group after group along the inputs.
-        groups = len(factor) // weight.shape[self.axis]
         shape = [1] * weight.ndim
         shape[self.axis] = -1
-        if groups == 1:
-            return weight * factor.reshape(shape)
-        parts = zip(weight.chunk(groups), factor.chunk(groups), strict=True)
-        return torch.cat([part * each.reshape(shape) for part, each in parts])
+        return weight * factor.reshape(shape)
 
     def folded_bias(self, tensor: Tensors, factor: torch.Tensor) -> torch.Tensor:
         """(C,)."""
