@@ -107,6 +107,12 @@ ALONE = {
 }
 
 
+IN_FLOAT = {"aten.layer_norm.default", "aten.group_norm.default"}
+"""Computed in float between two grids: sums in another order may tip a value over. So may LiteRT's softmax, which looks
+exponentials up in a table of its own making."""
+CLAMPS = {"aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"}
+
+
 def deployed(net: nn.Module, task: Task, target: Target, folder: Path) -> ladder.Climb:
     """The ladder of an int8 network on a target."""
     net.eval()
@@ -155,8 +161,7 @@ def test_the_network_contains_the_operator(name):
 def test_alone_bit_for_bit(name, use, tmp_path):
     net, shape = ALONE[name]
     climb = deployed(net, Noise(shape=shape), target_of(use), tmp_path)
-    # LiteRT looks exponentials up in a table of its own making, whose last bits differ.
-    assert_repeats(climb, exactly=(name, use) != ("aten.softmax.int", "tflite"))
+    assert_repeats(climb, exactly=name not in IN_FLOAT and (name, use) != ("aten.softmax.int", "tflite"))
     assert climb.quantization_db > 20  # and the simulation is the network, not some constant
 
 
@@ -175,8 +180,9 @@ def test_alone_symmetric_passes_nvidias_builder(name, tmp_path):
     climb = ladder.climb(
         model, reference, (ladder.rung("float", reference.score, (), task),), target_of("tensorrt"), session, task
     )
-    # onnxruntime, which stands in, runs a convolution in float if a ReLU parts it from a symmetric grid.
-    assert_repeats(climb, exactly=not any(isinstance(module, Residual | nn.ReLU) for module in net.modules()))
+    # onnxruntime, which stands in, runs a convolution in float if a clamp parts it from a symmetric grid.
+    clamps = any(isinstance(module, Residual | nn.ReLU) for module in net.modules()) or name in CLAMPS
+    assert_repeats(climb, exactly=not clamps and name not in IN_FLOAT)
 
 
 @st.composite

@@ -187,6 +187,7 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
 }
 
 NORM = "aten._native_batch_norm_legit_no_training.default"
+BOUNDED = {"aten.clamp.default", "aten.hardtanh.default"}
 BINARY = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
 
 
@@ -238,6 +239,8 @@ def _restore_batch_norms(graph: GraphModule) -> None:
 def _lift_numbers(graph: GraphModule) -> None:
     """Makes constants of the numbers in sums and products, and products of divisions by constants."""
     for node in list(graph.graph.nodes):
+        if str(node.target) in BOUNDED:  # the ONNX exporter makes tensors of bounds of two types
+            node.args = tuple(float(bound) if isinstance(bound, int) else bound for bound in node.args)
         if str(node.target) not in BINARY or "val" not in node.meta or not node.meta["val"].is_floating_point():
             continue
         left, right = node.args[:2]
