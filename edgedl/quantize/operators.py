@@ -35,7 +35,7 @@ class Operator:
     bias: int = 2
     weight_axis: int = 0
     bounds: tuple[float, float] | None = None
-    """Where the outputs lie by definition: kernels of asymmetric grids insist on just this range."""
+    """Where the outputs lie by definition: int8 kernels count on just this range."""
 
 
 _CONVOLUTION = Operator(Role.WEIGHTED)

@@ -31,6 +31,9 @@ results would lie exactly between two codes, where runtimes round apart."""
 SMALLEST_SCALE = 2.0**-120
 """For a tensor of zeros: still a normal float32, and so are its products with other scales."""
 
+ELEMENTWISE = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
+"""Operators of two values, of which one may be a constant."""
+
 Grid: TypeAlias = tuple[float, int]
 """Scale, which a graph keeps as float32, and zero point."""
 Grids: TypeAlias = Mapping[str, Grid]
@@ -64,10 +67,13 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
 
     def _annotate(self, node: Node, operator: Operator) -> None:
         inputs = _activations(node, operator)
+        if self.scheme.symmetric_activations and str(node.target) in ELEMENTWISE:
+            # TensorRT takes no quantized constant that has to be broadcast; as float ones it fuses them.
+            inputs = [source for source in inputs if source.op != "get_attr"]
         specs: dict[Node, Any] = {source: self.grids.get(source, self.activation) for source in inputs}
         output: Any = self.mixture if operator.role is Role.COMPUTES else self.activation
         joined = operator.role is Role.ACTIVATES and joins_producer(node)
-        if operator.bounds is not None and not self.scheme.symmetric_activations:
+        if operator.bounds is not None:
             output = self.grids[node] = self._bounded(*operator.bounds)
         elif operator.role is Role.WEIGHTED:
             specs[cast("Node", node.args[operator.weight])] = self._weight(operator.weight_axis)
@@ -104,16 +110,20 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         )
 
     def _bounded(self, low: float, high: float) -> FixedQParamsQuantizationSpec:
-        """The grid of [low, high) that LiteRT's kernels insist on, zero on a code of it."""
-        num_codes = self.scheme.activation_max - self.scheme.activation_min + 1
-        scale = (high - low) / num_codes
+        """The grid of all that an operator can give, zero on a code of it: kernels count on no other."""
+        lowest, highest = self.scheme.activation_min, self.scheme.activation_max
+        if self.scheme.symmetric_activations:
+            scale, zero_point = max(-low, high) / highest, 0
+        else:
+            scale = (high - low) / (highest - lowest + 1)
+            zero_point = min(lowest - round(low / scale), highest)
         return FixedQParamsQuantizationSpec(
             dtype=torch.int8,
             scale=scale,
-            zero_point=min(self.scheme.activation_min - round(low / scale), self.scheme.activation_max),
-            quant_min=self.scheme.activation_min,
-            quant_max=self.scheme.activation_max,
-            qscheme=torch.per_tensor_affine,
+            zero_point=zero_point,
+            quant_min=lowest,
+            quant_max=highest,
+            qscheme=torch.per_tensor_symmetric if self.scheme.symmetric_activations else torch.per_tensor_affine,
         )
 
     def _weight(self, axis: int) -> QuantizationSpec:
