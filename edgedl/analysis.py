@@ -154,7 +154,7 @@ def _quantize_each(
     net: nn.Module, task: Task, target: Target, found: Sequence[Layer], reference: measure.Scored
 ) -> Quantized:
     """Static int8 for each layer alone, with the calibrator that is best for the whole network."""
-    from edgedl.quantize import sensitivity
+    from edgedl.quantize import choose, sensitivity
     from edgedl.quantize.quantizer import layer_of
     from edgedl.quantize.simulate import simulate
 
@@ -163,7 +163,7 @@ def _quantize_each(
         simulation = simulate(net, task, target.scheme)
     except EdgedlError as error:
         return Quantized(reasons=dict.fromkeys(known, str(error)))
-    together = sensitivity.trial(simulation.graph, reference, task, NUM_SAMPLES)
+    together = choose.judged(simulation.graph, reference, task, NUM_SAMPLES)
     trials = sensitivity.of_parts(simulation, net, task, lambda node: inside(layer_of(node), known) or "", NUM_SAMPLES)
     alone = {path: trials[path] for path in known if path in trials}
     return Quantized(simulation.choice[0], together, alone, {path: FOLLOWS for path in known if path not in alone})

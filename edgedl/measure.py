@@ -80,7 +80,14 @@ def check_fits(file: Path, session: Session, task: Task) -> None:
     for kind, wanted, found in (("input", task.inputs, session.inputs), ("output", task.outputs, session.outputs)):
         for name in wanted:
             if name not in found:
-                raise UsageError(f"{file}: no {kind} named {name}, as task {task.use} has; it has {', '.join(found)}")
+                raise UsageError(
+                    f"{file}: no {kind} named {name}, as task {task.use} has; it has {', '.join(found) or 'none'}"
+                )
+    for name in task.outputs:
+        if not session.outputs[name].shape:
+            raise UsageError(
+                f"{file}: output {name} is one number, not one answer a sample: task {task.use} cannot score it"
+            )
     for name, given in session.inputs.items():
         if name not in task.inputs:
             raise UsageError(f"{file}: input {name} is nothing that task {task.use} feeds")
@@ -94,8 +101,8 @@ def check_fits(file: Path, session: Session, task: Task) -> None:
 
 def batch_size(session: Session) -> int:
     """The batch size that a file was exported for."""
-    shape = next(iter(session.inputs.values())).shape
-    return shape[0] if shape else 1
+    first = next(iter(session.inputs.values()), None)
+    return first.shape[0] if first is not None and first.shape else 1
 
 
 def sample(task: Task, session: Session) -> Batch:

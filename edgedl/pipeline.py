@@ -73,6 +73,8 @@ def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list
     plan = variant.model.quantization
     if plan is None or plan.is_settled:
         return [_built(run, target, variant)]
+    if reference.session is not None and reference.climb:
+        reference.validated = measure.evaluate(reference.session, run.recipe.task, "validation").score
     forms = [form for form in plan.forms if form in target.forms and form != "mixed"]
     entries = [_built(run, target, variant.quantized(plan.in_form(form), form)) for form in forms]
     static = next((entry for entry in entries if entry.model.precision == "int8" and entry.climb), None)
@@ -80,7 +82,8 @@ def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list
         try:
             mixtures = plan.mixtures(target.scheme)
         except EdgedlError as error:
-            return [*entries, Entry(variant.name, variant.model, reason=str(error))]
+            failed = variant.quantized(plan.in_form("mixed"), "mixed")
+            return [*entries, Entry(failed.name, failed.model, reason=str(error))]
         for count, mixture in enumerate(mixtures, 1):
             entries.append(_built(run, target, variant.quantized(mixture, f"mixed-{count}")))
     return entries[::-1]  # what is named first is preferred, where there is nothing to tell them apart
@@ -134,7 +137,7 @@ def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
             assert entry.artifact.stand_in is not None
             entry.session = plugins.stand_in().open(entry.artifact.stand_in)
         entry.climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
-        if variant.one_of_several or variant.name == "float":
+        if variant.one_of_several:
             entry.validated = measure.evaluate(entry.session, task, "validation").score
     except EdgedlError as error:
         entry.reason = str(error)

@@ -193,6 +193,7 @@ def test_version_is_that_of_the_package(edgedl):
         ["bench"],
         ["bench", "model.onnx", "--threads", "0"],
         ["bench", "model.onnx", "--seconds", "long"],
+        ["bench", "model.onnx", "--seconds", "inf"],
         ["report"],
         ["compare"],
         ["recipes", "burn"],
@@ -433,6 +434,40 @@ def test_an_onnx_file_without_a_batch_dimension_is_measured(edgedl, tmp_path, sh
     done = edgedl("bench", "same.onnx", "--seconds", "0.01", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["latency_ms"]["median"] > 0
+
+
+def onnx_file(path: Path, node: onnx.NodeProto, inputs: list, outputs: list) -> None:
+    graph = helper.make_graph([node], "odd", inputs, outputs)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def test_an_onnx_file_that_takes_nothing_is_measured(edgedl, tmp_path):
+    value = helper.make_tensor("value", TensorProto.FLOAT, [2], [1.0, 2.0])
+    given = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    onnx_file(tmp_path / "constant.onnx", helper.make_node("Constant", [], ["y"], value=value), [], [given])
+    done = edgedl("bench", "constant.onnx", "--seconds", "0.01", "--json")
+    assert done.returncode == 0, done.stderr
+    done = edgedl("bench", "constant.onnx", "--recipe", "mlp-int8", "--seconds", "0.01")
+    assert "no input named image, as task digits has; it has none" in the_line(done)
+
+
+def test_numbers_that_numpy_does_not_know_are_named(edgedl, tmp_path):
+    values = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [1, 2]) for name in "xy"]
+    onnx_file(tmp_path / "brief.onnx", helper.make_node("Identity", ["x"], ["y"]), values[:1], values[1:])
+    done = edgedl("bench", "brief.onnx", "--seconds", "0.01")
+    assert done.returncode == 1
+    assert "input or output x is a tensor(bfloat16)" in the_line(done)
+
+
+def test_an_output_that_is_one_number_cannot_be_scored(edgedl, tmp_path):
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 28, 28])
+    mean = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [])
+    onnx_file(
+        tmp_path / "mean.onnx", helper.make_node("ReduceMean", ["image"], ["logits"], keepdims=0), [image], [mean]
+    )
+    done = edgedl("bench", "mean.onnx", "--recipe", "mlp-int8", "--seconds", "0.01")
+    assert done.returncode == 2
+    assert "output logits is one number" in the_line(done)
 
 
 @pytest.mark.parametrize("command_name", ["report", "compare"])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgedl import ladder, measure, pipeline, plugins, recipe, stats
-from edgedl.core import Model, Task
+from edgedl.core import Model, Task, UsageError
 from edgedl.quantize import mixed, sensitivity
 from edgedl.quantize.schemes import AFFINE, LITERT, ONNXRUNTIME
 from edgedl.quantize.simulate import Quantization
@@ -68,6 +68,12 @@ def test_leaving_it_in_float_pays(net, plan):
     static, in_part = plan.in_form("int8"), plan.in_form("mixed", ["second"])
     assert noise(net, in_part) > noise(net, static) + 10
     assert plan.mixtures(LITERT)[0].blocks == ["second"]
+
+
+def test_a_network_of_one_block_has_no_mixtures():
+    alone = Quantization(nn.Conv2d(8, 4, 1).eval(), TASK, "min-max")
+    with pytest.raises(UsageError, match="a single block"):
+        alone.mixtures(LITERT)
 
 
 @pytest.mark.parametrize("use", ["tflite", "onnxruntime", "tensorrt"])

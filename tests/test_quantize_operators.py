@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgedl import ladder, measure, plugins
+from edgedl import ladder, measure, plugins, stats
 from edgedl.core import Model, Target, Task, UnsupportedOperator
 from edgedl.engine import build_engine
 from edgedl.quantize.operators import OPERATORS
@@ -227,6 +227,24 @@ def test_two_inputs_and_shared_values(tmp_path):
     for use in ("tflite", "onnxruntime"):
         climb = deployed(net, Noise(shape=IMAGE, num_inputs=2), target_of(use), tmp_path)
         assert_repeats(climb)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(6, 6).tril() > 0, torch.zeros(6, 6).masked_fill(torch.ones(6, 6).triu(1) > 0, -torch.inf)],
+    ids=["of booleans", "of minus infinity"],
+)
+def test_what_attention_masks_stays_masked(mask):
+    net = Apply(lambda x: nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)).eval()
+    task = Noise(shape=(6, 8))
+    reference = measure.evaluate(TorchSession(net, task), task, "test").outputs["y"]
+    assert stats.sqnr_db(reference, simulate(net, task, AFFINE, "min-max").evaluated("test").outputs["y"]) > 25
+
+
+def test_random_numbers_are_no_constants():
+    net = Apply(lambda x: x + torch.rand(20)).eval()
+    with pytest.raises(UnsupportedOperator, match=r"aten\.rand\.default"):
+        simulate(net, Noise(shape=SEQUENCE), AFFINE)
 
 
 def test_an_unlisted_operator_is_an_error_that_names_it_and_its_layer():

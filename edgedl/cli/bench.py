@@ -15,7 +15,7 @@ def bench(
     recipe: Annotated[str | None, typer.Option(help="Score the files over the test set of this recipe's task.")] = None,
     target: Annotated[str | None, typer.Option(help="Open with this target instead of the one for the ending.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of a CPU runtime.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long each file is measured.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="How long each file is measured.")] = 3.0,
     operators: Annotated[bool, typer.Option("--operators", help="Also time each operator.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

@@ -15,7 +15,9 @@ def compress(
     recipe: Annotated[str, typer.Option(help="A recipe's name (edgedl recipes list) or a TOML file.")],
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Take no finished step from earlier runs.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the gate refuses a file.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 if a target keeps float because files were refused.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
     """Train, compress, export, measure and judge, as a recipe says."""

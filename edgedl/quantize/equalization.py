@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgedl.quantize.folding import attribute
 from edgedl.quantize.operators import OPERATORS, Role
 
 POOLINGS = ("max_pool1d", "max_pool2d", "adaptive_avg_pool2d", "mean")
@@ -208,7 +209,4 @@ def _parameter(graph: GraphModule, node: Node, which: str) -> Any:
     argument = node.args[position] if len(node.args) > position else None
     if argument is None:
         return None
-    value: Any = graph
-    for name in str(_seen(argument).target).split("."):
-        value = getattr(value, name)
-    return value
+    return attribute(graph, str(_seen(argument).target))

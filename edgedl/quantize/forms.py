@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgedl.core import TargetError
-from edgedl.quantize.folding import fold_batch_norms
+from edgedl.quantize.folding import attribute, fold_batch_norms
 from edgedl.quantize.integer import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, IntegerInterpreter
 from edgedl.quantize.operators import OPERATORS, Operator, Role
 from edgedl.quantize.quantizer import is_float
@@ -68,7 +68,7 @@ def is_dense(node: Node) -> bool:
 def _takes_four_bits(graph: GraphModule, node: Node, operator: Operator, group: int) -> bool:
     if not is_dense(node):
         return False
-    num_inputs = _parameter(graph, cast("Node", node.args[operator.weight])).shape[1]
+    num_inputs = attribute(graph, str(cast("Node", node.args[operator.weight]).target)).shape[1]
     return not group or num_inputs % group == 0
 
 
@@ -165,7 +165,7 @@ def _quantize_weight(graph: GraphModule, node: Node, operator: Operator, largest
 
     With `group`, a scale goes over as many neighbouring inputs of one output: the groups are rows while quantized.
     """
-    weight = _parameter(graph, cast("Node", node.args[operator.weight])).detach()
+    weight = attribute(graph, str(cast("Node", node.args[operator.weight]).target)).detach()
     axis = operator.weight_axis
     rows = weight.reshape(-1, group) if group else weight
     scales = _scales(rows.movedim(axis, 0).flatten(1), largest)
@@ -245,13 +245,6 @@ def _keep_in_float(nodes: torch.fx.Graph, node: Node) -> None:
     with nodes.inserting_after(node):
         cast_node = nodes.call_function(torch.ops.aten.to.dtype, (node, torch.float16))
     node.replace_all_uses_with(cast_node, delete_user_cb=lambda user: user is not cast_node)
-
-
-def _parameter(graph: GraphModule, node: Node) -> torch.Tensor:
-    value: Any = graph
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
-    return cast("torch.Tensor", value)
 
 
 def _strides(node: Node) -> set[int]:

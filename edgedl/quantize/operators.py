@@ -108,3 +108,6 @@ OPERATORS: dict[str, Operator] = {
     "aten.cat.default": _MOVE,
     "aten.stack.default": _MOVE,
 }
+
+ELEMENTWISE = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
+"""Operators of two values, of which one may be a constant or a number."""

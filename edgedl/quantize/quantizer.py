@@ -20,7 +20,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgedl.core import UnsupportedOperator
 from edgedl.quantize.calibrators import CALIBRATORS, Histogram
-from edgedl.quantize.operators import OPERATORS, Operator, Role
+from edgedl.quantize.operators import ELEMENTWISE, OPERATORS, Operator, Role
 from edgedl.quantize.schemes import Scheme
 from edgedl.recurrent import cell_call
 
@@ -30,9 +30,6 @@ UNTIED = 1 + 2**-7
 results would lie exactly between two codes, where runtimes round apart."""
 SMALLEST_SCALE = 2.0**-120
 """For a tensor of zeros: still a normal float32, and so are its products with other scales."""
-
-ELEMENTWISE = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
-"""Operators of two values, of which one may be a constant."""
 
 Grid: TypeAlias = tuple[float, int]
 """Scale, which a graph keeps as float32, and zero point."""

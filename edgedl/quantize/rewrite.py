@@ -1,4 +1,4 @@
-"""Rewrites an exported network into the operators of the table, computing the same.
+"""Rewrites an exported network into the operators of the table, computing the same (masked scores all but vanish).
 
 Composite operators are opened into what int8 kernels exist for, and numbers become constants that can have a grid.
 """
@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgedl.quantize.folding import attribute, constant
+from edgedl.quantize.operators import ELEMENTWISE
 
 aten = torch.ops.aten
 
@@ -48,13 +49,14 @@ def _attention(
     if is_causal or attn_mask is not None:
         size = (query.shape[-2], key.shape[-2])
         allowed = torch.ones(size, dtype=torch.bool).tril() if attn_mask is None else attn_mask
-        # As far below the scores as makes no difference to the softmax, and no further: a grid has to span it.
-        scores = scores + (allowed if allowed.is_floating_point() else torch.where(allowed, 0.0, MASKED))
+        mask = allowed.clamp(min=MASKED) if allowed.is_floating_point() else torch.where(allowed, 0.0, MASKED)
+        scores = scores + mask
     return torch.matmul(torch.softmax(scores, -1), value)
 
 
 MASKED = -16.0
-"""What a masked score is lowered by: e^-16 is a ten-millionth, and int8 has no code for minus infinity."""
+"""What a masked score is lowered by: e^-16 is a ten-millionth, int8 has no code for minus infinity, and a grid has to
+span it."""
 
 
 def _silu(x: torch.Tensor) -> torch.Tensor:
@@ -188,7 +190,6 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
 
 NORM = "aten._native_batch_norm_legit_no_training.default"
 BOUNDED = {"aten.clamp.default", "aten.hardtanh.default"}
-BINARY = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
 
 
 def _drop_clones(graph: GraphModule) -> None:
@@ -208,7 +209,8 @@ def _fold_constants(graph: GraphModule) -> None:
         if node.op == "get_attr":
             fixed.add(node)
         elif node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor):
-            if not all(source in fixed for source in node.all_input_nodes):
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if random or not all(source in fixed for source in node.all_input_nodes):
                 continue
             args, kwargs = torch.fx.node.map_arg(
                 (node.args, node.kwargs), lambda source: attribute(graph, str(source.target))
@@ -241,7 +243,7 @@ def _lift_numbers(graph: GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if str(node.target) in BOUNDED:  # the ONNX exporter makes tensors of bounds of two types
             node.args = tuple(float(bound) if isinstance(bound, int) else bound for bound in node.args)
-        if str(node.target) not in BINARY or "val" not in node.meta or not node.meta["val"].is_floating_point():
+        if str(node.target) not in ELEMENTWISE or "val" not in node.meta or not node.meta["val"].is_floating_point():
             continue
         left, right = node.args[:2]
         if not isinstance(right, int | float):

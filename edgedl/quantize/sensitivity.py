@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgedl import progress, stats
+from edgedl import progress
 from edgedl.core import Task
-from edgedl.measure import Scored, evaluate
+from edgedl.measure import evaluate
 from edgedl.quantize import mixed
-from edgedl.quantize.choose import Trial
+from edgedl.quantize.choose import Trial, judged
 from edgedl.torch_session import TorchSession
 
 if TYPE_CHECKING:
@@ -36,16 +36,6 @@ def of_parts(
         for name in names:
             others = frozenset(names) - {name}
             alone = simulation.leaving(lambda graph, others=others: mixed.kept(graph, others, part_of))  # type: ignore[misc]
-            found[name] = trial(alone.graph, reference, task, num_samples)
+            found[name] = judged(alone.graph, reference, task, num_samples)
             step(1, f"{name}: {found[name].sqnr_db:.1f} dB")
     return found
-
-
-def trial(graph: torch.nn.Module, reference: Scored, task: Task, num_samples: int) -> Trial:
-    """Score and noise of a quantized graph on validation data, against what the float network answered there.
-
-    In float: integers tell the same to a hair, and take several times as long.
-    """
-    scored = evaluate(TorchSession(graph, task), task, "validation", num_samples)
-    noise = min(stats.sqnr_db(reference.outputs[key], scored.outputs[key]) for key in task.outputs)
-    return Trial(scored.score, noise, scored.samples)

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgedl import progress
-from edgedl.core import Activation, Split, Task
+from edgedl.core import Activation, Split, Task, UsageError
 from edgedl.measure import Scored, evaluate
 from edgedl.quantize import forms, mixed, sensitivity
 from edgedl.quantize.choose import Candidate, Trial, choose
@@ -159,8 +159,13 @@ class Quantization:
         return other
 
     def mixtures(self, scheme: Scheme) -> list[Quantization]:
-        """Form "mixed" with the one, two and three blocks in float that static int8 harms most, alone."""
+        """Form "mixed" with the one, two and three blocks in float that static int8 harms most, alone.
+
+        Raises `UsageError` for a network of one block: in float it would be the float network.
+        """
         noise = sensitivity.of_parts(self._calibrated(scheme), self.net, self.task)
+        if len(noise) < 2:
+            raise UsageError("mixed: the network is a single block; there is nothing to leave in float beside it")
         worst = sorted(noise, key=lambda block: noise[block].sqnr_db)
         return [self.in_form("mixed", worst[:count]) for count in range(1, min(len(worst), MAX_IN_FLOAT + 1))]
 

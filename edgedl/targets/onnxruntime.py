@@ -184,8 +184,13 @@ def _spec(file: Path, value: Any) -> TensorSpec:
     dtypes = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
     kind = value.type
     dtype = dtypes.get(kind, kind.removeprefix("tensor(").removesuffix(")"))
-    if not kind.startswith("tensor(") or dtype == "string":
-        raise TargetError(f"{file}: input or output {value.name} is a {kind}; only numeric tensors can be run")
+    try:
+        np.dtype(dtype)
+        known = kind.startswith("tensor(") and dtype != "string"
+    except TypeError:  # bfloat16, and whatever comes after it
+        known = False
+    if not known:
+        raise TargetError(f"{file}: input or output {value.name} is a {kind}; only tensors that NumPy knows can be run")
     # A dimension without a fixed size is run at 1.
     return TensorSpec(tuple(size if isinstance(size, int) else 1 for size in value.shape), dtype)
 
