@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgedl import ladder, measure
+from edgedl import ladder, loops, measure
 from edgedl.core import Model
 from edgedl.engine import build_engine
 from edgedl.litert import LiteRTSession
@@ -24,6 +24,12 @@ from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 
 INPUTS, HIDDEN = 6, 8
+
+
+@pytest.fixture(autouse=True)
+def short_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops of so few steps that a file is converted quickly."""
+    monkeypatch.setattr(loops, "MIN_REPETITIONS", 12)
 
 
 class Classifier(nn.Module):
@@ -192,17 +198,28 @@ RECURRENCES = {
 
 @pytest.mark.parametrize("name", RECURRENCES)
 def test_other_recurrences_compute_the_same_looped_or_not(name, tmp_path):
-    step, collect, num_weights, loops = RECURRENCES[name]
+    step, collect, num_weights, num_loops = RECURRENCES[name]
     net = Steps(step, collect, num_weights).eval()
     session = built(net, (18, INPUTS), tmp_path)
     assert_computes(session, net)
-    if loops is not None:
-        assert operators(session.file).count("WHILE") == loops
+    if num_loops is not None:
+        assert operators(session.file).count("WHILE") == num_loops
 
 
 def test_a_file_without_repetition_is_left_as_it_is(tmp_path):
     file = built(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (4,), tmp_path).file
     assert with_loops(file.read_bytes()) == file.read_bytes()
+
+
+def test_few_steps_stay_in_a_row_with_one_copy_of_their_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "MIN_REPETITIONS", 19)
+    torch.manual_seed(0)
+    net = Classifier(nn.LSTM(INPUTS, 32, batch_first=True), "last")
+    net.head = nn.Linear(32, 5)
+    session = built(net, (18, INPUTS), tmp_path)
+    assert_computes(session, net)
+    assert "WHILE" not in operators(session.file)
+    assert session.file.stat().st_size < 2 * 4 * 4 * 32 * (INPUTS + 32) + 100_000
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

@@ -18,6 +18,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from edgedl import loops
 from edgedl.core import UnsupportedOperator
 from edgedl.quantize.calibrators import CALIBRATORS, Histogram
 from edgedl.quantize.operators import ELEMENTWISE, OPERATORS, Operator, Role
@@ -220,20 +221,26 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
 
 
 def _share_between_steps(model: GraphModule) -> None:
-    """Gives the values of all steps of a recurrent cell the grids of the first: a loop has one for them all."""
-    counts: dict[str, int] = {}
-    first: dict[tuple[str, int], Node] = {}
+    """Gives the values of all steps of a recurrent cell the grids of the first, where a loop has one for them all.
+
+    In a sequence too short for a loop each step keeps its own: a state that grows from step to step needs them.
+    """
+    steps: dict[str, dict[str, list[Node]]] = {}
     for node in model.graph.nodes:
-        annotation = node.meta.get(Q_ANNOTATION_KEY)
         found = cell_call(node.meta.get("nn_module_stack"))
-        if annotation is None or found is None:
+        if found is not None and Q_ANNOTATION_KEY in node.meta:
+            path, call = found
+            steps.setdefault(path, {}).setdefault(call, []).append(node)
+    for calls in steps.values():
+        if len(calls) < loops.MIN_REPETITIONS:
             continue
-        path, call = found
-        counts[call] = counts.get(call, -1) + 1
-        same = first.setdefault((path, counts[call]), node)
-        if same is not node and isinstance(annotation.output_qspec, QuantizationSpec):
-            assert same.target == node.target
-            annotation.output_qspec = SharedQuantizationSpec(same)
+        first, *others = calls.values()
+        for nodes in others:
+            for node, same in zip(nodes, first, strict=True):
+                annotation = node.meta[Q_ANNOTATION_KEY]
+                if isinstance(annotation.output_qspec, QuantizationSpec):
+                    assert same.target == node.target
+                    annotation.output_qspec = SharedQuantizationSpec(same)
 
 
 def operator_of(node: Node) -> Operator:
