@@ -1,7 +1,9 @@
-"""Batch norms of an exported graph, multiplied into the convolution or dense layer before them.
+"""Factors of an exported graph, multiplied into the weights beside them.
 
-Source: B. Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
-CVPR 2018.
+A batch norm goes into the convolution or dense layer before it, the factors and offsets of a layer norm into the dense
+layers behind it, and a single number, such as what attention scales by, into the layer before it.
+Source of batch norm folding: B. Jacob et al., Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference, CVPR 2018.
 """
 
 from __future__ import annotations
@@ -152,6 +154,83 @@ def _stand_alone(graph: GraphModule, norm: Node) -> None:
     made.meta = dict(norm.meta)
     norm.replace_all_uses_with(made)
     graph.graph.erase_node(norm)
+
+
+def fold_factors(graph: GraphModule) -> None:
+    """Folds layer norms' factors and offsets and products with a single number, in place, where layers can take them.
+
+    Runtimes do so themselves in float networks; between the nodes of a quantized one they don't find them.
+    """
+    for node in list(graph.graph.nodes):
+        if str(node.target) == "aten.layer_norm.default":
+            _fold_layer_norm(graph, node)
+        elif str(node.target) == "aten.mul.Tensor":
+            _fold_number(graph, node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _fold_layer_norm(graph: GraphModule, norm: Node) -> None:
+    source, shape, scale, shift, *rest = cast("list[Any]", [*norm.args, None, None][: max(4, len(norm.args))])
+    layers = list(norm.users)
+    fits = len(shape) == 1 and all(
+        str(layer.target) == "aten.linear.default" and layer.args[0] is norm and _has_constants(layer)
+        for layer in layers
+    )
+    if not layers or not fits or any(given is not None and given.op != "get_attr" for given in (scale, shift)):
+        return
+    factor, offset = (None if given is None else attribute(graph, given.target).detach() for given in (scale, shift))
+    for layer in layers:
+        weight, bias = _constants(graph, layer)
+        if offset is not None:
+            bias = weight @ offset if bias is None else bias + weight @ offset
+        _replace_constants(graph, layer, weight if factor is None else weight * factor, bias)
+    norm.args = (source, shape, None, None, *rest)
+
+
+def _fold_number(graph: GraphModule, product: Node) -> None:
+    number, source = product.args[1], cast("Node", product.args[0])
+    if not isinstance(number, Node) or number.op != "get_attr" or attribute(graph, str(number.target)).numel() != 1:
+        return
+    while (operator := OPERATORS.get(str(source.target))) is not None and len(source.users) == 1:
+        if operator.role is Role.WEIGHTED and _has_constants(source):
+            weight, bias = _constants(graph, source)
+            factor = attribute(graph, str(number.target)).detach().reshape(())
+            _replace_constants(graph, source, weight * factor, None if bias is None else bias * factor)
+            product.replace_all_uses_with(cast("Node", product.args[0]))
+            graph.graph.erase_node(product)
+            return
+        behind = source.args[0]
+        if operator.role is not Role.MOVES or not isinstance(behind, Node) or str(source.target) in FILLS:
+            return
+        source = behind
+
+
+FILLS = {"aten.pad.default"}
+"""Operators that move, and add values of their own."""
+
+
+def _has_constants(layer: Node) -> bool:
+    operator = OPERATORS[str(layer.target)]
+    given = [layer.args[index] for index in (operator.weight, operator.bias) if index < len(layer.args)]
+    return all(one is None or cast("Node", one).op == "get_attr" for one in given)
+
+
+def _constants(graph: GraphModule, layer: Node) -> tuple[torch.Tensor, torch.Tensor | None]:
+    operator = OPERATORS[str(layer.target)]
+    bias = layer.args[operator.bias] if len(layer.args) > operator.bias else None
+    weight = attribute(graph, str(cast("Node", layer.args[operator.weight]).target)).detach()
+    return weight, None if bias is None else attribute(graph, str(cast("Node", bias).target)).detach()
+
+
+def _replace_constants(graph: GraphModule, layer: Node, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Under names of its own, since other layers may share the old ones."""
+    operator, args = OPERATORS[str(layer.target)], list(layer.args)
+    with graph.graph.inserting_before(layer):
+        args[operator.weight] = constant(graph, f"{layer.name}_scaled_weight", weight)
+        if bias is not None:
+            args[operator.bias : operator.bias + 1] = [constant(graph, f"{layer.name}_scaled_bias", bias)]
+    layer.args = tuple(args)
 
 
 def constant(graph: GraphModule, name: str, value: torch.Tensor) -> Node:

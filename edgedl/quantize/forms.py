@@ -12,7 +12,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgedl.core import TargetError
-from edgedl.quantize.folding import attribute, fold_batch_norms
+from edgedl.quantize.folding import attribute, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, IntegerInterpreter
 from edgedl.quantize.operators import OPERATORS, Operator, Role
 from edgedl.quantize.quantizer import is_float
@@ -34,6 +34,7 @@ def rewritten(graph: GraphModule, form: Form, scheme: Scheme, group_size: int) -
     Raises `TargetError` where 4-bit weights are asked for and no layer can have them.
     """
     fold_batch_norms(graph)
+    fold_factors(graph)
     if form == "fp16":
         _round_parameters(graph)
         return _computing_in_half(graph) if scheme.computes_in_half else graph

@@ -48,7 +48,7 @@ class FakeQuantized(nn.Module):
         super().__init__()
         self.net, self.settling, self.num_batches = net, settling, 0
         kind = LearnedScale if ranges == "learned" else MovingRange
-        prepared, folds = prepare(net, task, scheme)
+        prepared, folds = prepare(net, task, scheme, trained=True)
         names = {observer: name for name, observer in activation_observers(prepared).items()}
         self.activations = nn.ModuleDict({name: kind(observer, grids[name]) for observer, name in names.items()})
         modules = dict(prepared.named_modules(remove_duplicate=False))

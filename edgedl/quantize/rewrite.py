@@ -45,7 +45,7 @@ def _attention(
     if enable_gqa:
         return NotImplemented
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = torch.matmul(query, key.transpose(-2, -1)) * scale
+    scores = torch.matmul(query * scale, key.transpose(-2, -1))  # a dense layer before can take the factor in
     if is_causal or attn_mask is not None:
         size = (query.shape[-2], key.shape[-2])
         allowed = torch.ones(size, dtype=torch.bool).tril() if attn_mask is None else attn_mask

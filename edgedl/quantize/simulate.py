@@ -22,7 +22,7 @@ from edgedl.quantize.choose import Candidate, Trial, choose
 from edgedl.quantize.corrections import correct
 from edgedl.quantize.equalization import equalize
 from edgedl.quantize.finish import Floats, finished
-from edgedl.quantize.folding import Fold, fold_batch_norms
+from edgedl.quantize.folding import Fold, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
 from edgedl.quantize.rewrite import rewrite
@@ -211,7 +211,7 @@ def simulate(
 
     With `grids`, those of training, nothing is calibrated.
     """
-    prepared, _ = prepare(net, task, scheme)
+    prepared, _ = prepare(net, task, scheme, trained=grids is not None)
     if grids is not None:
         with torch.no_grad():
             prepared(*_example(task))  # for the observers of weights
@@ -249,13 +249,16 @@ def simulate(
     return Simulation(graph_of(choice), task, scheme, choice, tried, chosen=grids_of(choice), draft=draft_of(choice))
 
 
-def prepare(net: torch.nn.Module, task: Task, scheme: Scheme) -> tuple[GraphModule, list[Fold]]:
+def prepare(net: torch.nn.Module, task: Task, scheme: Scheme, trained: bool = False) -> tuple[GraphModule, list[Fold]]:
     """The network's graph with an observer at every value that has a grid, and the batch norms it has folded.
 
+    Where it is `trained` all other parameters stay as the network has them.
     The names of observers depend on the network's structure alone: whoever prepares it again finds them again.
     """
     graph = export_graph(net, task)
     folds = fold_batch_norms(graph)
+    if not trained:
+        fold_factors(graph)
     return prepare_pt2e(graph, TableQuantizer(scheme)), folds
 
 

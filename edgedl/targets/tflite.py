@@ -78,7 +78,9 @@ def _stored(content: bytes, precision: str) -> bytes:
         _scale_at_run_time(graph)
     if precision == "fp16":
         _store_in_half(graph)
-    if precision in ("fp32", *STATIC_FORMS):
+    if precision in STATIC_FORMS:
+        _compute_in_float(graph, "GELU")
+    elif precision == "fp32":
         return content
     graph.drop_unused()
     return graph.pack()
@@ -111,6 +113,30 @@ def _pack_four_bits(graph: Flatbuffer) -> None:
             nibbles = np.append(codes, np.zeros(len(codes) % 2, np.int8)) & 15
             graph.store(tensor, (nibbles[0::2] | nibbles[1::2] << 4).astype(np.uint8).tobytes())
             tensor.type = graph.schema.TensorType.INT4
+
+
+def _compute_in_float(graph: Flatbuffer, kind: str) -> None:
+    """Puts operators that XNNPACK has no int8 kernel for between grids, in float, so that it can keep them."""
+    types, operators = graph.schema.TensorType, []
+
+    def in_float(index: int) -> int:
+        made = copy.copy(graph.tensors[index])
+        made.type, made.quantization, made.name = types.FLOAT32, None, made.name + b"_float"
+        graph.tensors.append(made)
+        return len(graph.tensors) - 1
+
+    for operator in graph.operators:
+        if graph.kind(operator) != kind or graph.tensors[operator.inputs[0]].type != types.INT8:
+            operators.append(operator)
+            continue
+        (source,), (result,) = map(list, (operator.inputs, operator.outputs))
+        operator.inputs, operator.outputs = [in_float(source)], [in_float(result)]
+        operators += [
+            graph.new_operator("DEQUANTIZE", 2, [source], list(operator.inputs)),
+            operator,
+            graph.new_operator("QUANTIZE", 2, list(operator.outputs), [result]),
+        ]
+    graph.operators = operators
 
 
 def _store_in_half(graph: Flatbuffer) -> None:
