@@ -24,8 +24,7 @@ def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -
     graph = copy.deepcopy(draft)
     if floats is not None:
         mixed.leave_in_float(graph, floats(graph))
-    if scheme.float_outputs:
-        _free_outputs(graph)
+    _free_outputs(graph, scheme)
     open_transposed(graph, scheme)
     _round_weights(graph)
     _round_biases(graph)
@@ -35,16 +34,26 @@ def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -
     return graph
 
 
-def _free_outputs(graph: GraphModule) -> None:
-    """Takes the grid away from outputs that dense layers compute: their kernels give the sums as they are."""
+def _free_outputs(graph: GraphModule, scheme: Scheme) -> None:
+    """Takes the grid away from outputs that need none: files give float numbers, so it would only cost accuracy.
+
+    Such are the results of functions, computed in float kernels, and of dense layers where those can give their sums.
+    """
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     for value in output.all_input_nodes:
         if value.target == DEQUANTIZE and len(value.args[0].users) == 1:
             source = value.args[0].args[0]
-            if str(source.target) == "aten.linear.default":
+            kind = str(source.target)
+            if kind in LAST or (kind == "aten.linear.default" and scheme.float_outputs):
                 output.replace_input_with(value, source)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+LAST = {
+    *("aten.sigmoid.default", "aten.tanh.default", "aten.softmax.int", "aten.log_softmax.int", "aten.softplus.default"),
+}
+"""Functions that networks end in."""
 
 
 def _drop_saturating_activations(graph: GraphModule) -> None:
