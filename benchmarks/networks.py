@@ -29,6 +29,8 @@ from edgedl.tasks.scenes import Scenes
 from edgedl.torch_session import TorchSession
 
 FLOAT_FILES = {"tflite": "float.tflite", "onnxruntime": "float.onnx"}
+CONVERTED = "converted.tflite"
+"""What litert-torch makes of a network by itself, for a tool that starts from a .tflite file."""
 BATCH_SIZE = 1
 
 
@@ -204,8 +206,8 @@ SUBJECTS = {
 def prepare(name: str, seed: int, folder: Path) -> Path:
     """Trains a subject, once, and writes what every peer gets; returns the folder.
 
-    weights.safetensors, the float files, float.pt2 (the exported PyTorch program), calibration.npz (the task's
-    calibration split, inputs alone) and source.json, which is written last and holds the configuration.
+    weights.safetensors, the float files, converted.tflite, float.pt2 (the exported PyTorch program), calibration.npz
+    (the task's calibration split, inputs alone) and source.json, which is written last and holds the configuration.
     """
     from safetensors.torch import save_file
 
@@ -223,6 +225,7 @@ def prepare(name: str, seed: int, folder: Path) -> Path:
     calibration: dict[str, Any] = {name: arrays[name] for name in subject.task.inputs}
     np.savez(folder / "calibration.npz", **calibration)
     seconds = {use: _export(use, net, subject.task, folder / name) for use, name in FLOAT_FILES.items()}
+    seconds["converted"] = _convert(net, subject.task, folder / CONVERTED)
     seconds["pt2"] = _export_program(net, subject.task, folder / "float.pt2")
     facts = {"name": name, "configuration": subject.configuration, "seed": seed, "export_seconds": seconds}
     about.write_text(json.dumps(facts, indent=1) + "\n")
@@ -253,6 +256,14 @@ def _export(use: str, net: nn.Module, task: Task, file: Path) -> float:
     seconds = time.perf_counter() - start
     artifact.file.replace(file)
     return seconds
+
+
+def _convert(net: nn.Module, task: Task, file: Path) -> float:
+    import litert_torch
+
+    start = time.perf_counter()
+    litert_torch.convert(net.eval(), example_inputs(task, BATCH_SIZE)).export(str(file))
+    return time.perf_counter() - start
 
 
 def _export_program(net: nn.Module, task: Task, file: Path) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import environments, networks
-from benchmarks.networks import BATCH_SIZE, FLOAT_FILES, SUBJECTS, Subject
+from benchmarks.networks import BATCH_SIZE, CONVERTED, FLOAT_FILES, SUBJECTS, Subject
 from edgedl import measure, plugins, stats
 from edgedl.core import Batch, Bench, EdgedlError, Session, Target, TargetError, Task, TensorSpec
 from edgedl.devices import local
@@ -117,14 +117,18 @@ def compare(name: str, seed: int, wanted: Mapping[str, Sequence[str]], cache: Pa
     export_seconds = json.loads((source / "source.json").read_text())["export_seconds"]
     rows: list[Row] = []
     files: dict[int, Path] = {}
-    for use, file in FLOAT_FILES.items():
+    for use, file in {**FLOAT_FILES, "converted": CONVERTED}.items():
         files[len(rows)] = source / file
         rows.append({"network": name, "seed": seed, "peer": "float", "file": file, "seconds": export_seconds[use]})
     for peer, names in wanted.items():
         output = cache / "files" / f"{name}-{seed}" / peer
         for file, facts in compress(peer, source, output, names, cache).items():
             # A tool that starts from a float file needs that to be made first.
-            begins = {"edgedl": 0.0, "torchao": export_seconds["pt2"]}
+            begins = {
+                "edgedl": 0.0,
+                "torchao": export_seconds["pt2"],
+                "ai_edge_quantizer": export_seconds["converted"],
+            }
             begin = begins.get(peer, export_seconds[RUNTIMES[Path(file).suffix]])
             files[len(rows)] = output / file
             rows.append({"network": name, "seed": seed, "peer": peer, "file": file, "export_seconds": begin} | facts)

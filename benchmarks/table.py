@@ -94,7 +94,8 @@ def _seeds(rows: Sequence[Row]) -> str:
     return ", ".join(map(str, sorted({row["seed"] for row in rows})))
 
 
-GLANCE = ("network", "runtime", "edgedl dB", "best peer dB", "that is", "median peer dB", "edgedl s", "median peer s")
+GLANCE = ("network", "runtime", "edgedl dB", "that is", "best peer dB", "that is", "median peer dB", "edgedl s",
+          "median peer s")  # fmt: skip
 
 
 def _glance(rows: Sequence[Row], network: str, runtime: str) -> list[str] | None:
@@ -109,7 +110,8 @@ def _glance(rows: Sequence[Row], network: str, runtime: str) -> list[str] | None
         for file in _unique(row["file"] for row in static if row["peer"] == peer):
             done = _of(static, peer, file)
             if not any("failed" in row for row in done):
-                what = f"{peer} {Path(file).stem}, {COLUMNS['speed-up'](done)}, {COLUMNS['kB'](done)} kB"
+                named = Path(file).stem if peer == OURS else f"{peer} {Path(file).stem}"
+                what = f"{named}, {COLUMNS['speed-up'](done)}, {COLUMNS['kB'](done)} kB"
                 worth = _mean(done, "snr_db"), median(map(_seconds, done)), what
                 best[peer] = max(best.get(peer, worth), worth)
     ours = best.pop(OURS, None)
@@ -118,6 +120,7 @@ def _glance(rows: Sequence[Row], network: str, runtime: str) -> list[str] | None
         network,
         runtime,
         f"{ours[0]:.1f}" if ours else "failed",
+        ours[2] if ours else NONE,
         f"{max(noises):.1f}" if best else NONE,
         max(best.values())[2] if best else NONE,
         f"{median(noises):.1f}" if best else NONE,

@@ -1,4 +1,4 @@
-"""AI Edge Quantizer, on the float .tflite file: its public recipes, and static int8 with each of its algorithms."""
+"""AI Edge Quantizer, on the converted .tflite file: its public recipes, and static int8 with each of its algorithms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quantize(recipe: str, algorithm: str, averaged: bool, source: Path, file: Pa
     from ai_edge_quantizer.qtyping import TFLOperationName
     from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
-    tool = quantizer.Quantizer(str(source / "float.tflite"))
+    tool = quantizer.Quantizer(str(source / "converted.tflite"))
     tool.load_quantization_recipe(getattr(recipes, recipe)(AlgorithmName[algorithm]))
     calibrated = None
     if tool.need_calibration:
@@ -38,7 +38,7 @@ def quantize(recipe: str, algorithm: str, averaged: bool, source: Path, file: Pa
 def _signature(source: Path) -> str:
     from ai_edge_litert.interpreter import Interpreter
 
-    (name,) = Interpreter(str(source / "float.tflite")).get_signature_list()
+    (name,) = Interpreter(str(source / "converted.tflite")).get_signature_list()
     return str(name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from edgedl.measure import evaluate
 from edgedl.steps.quantize import Quantize
 from edgedl.torch_session import TorchSession
 
-FORMS: dict[str, Step] = {
+STEPS: dict[str, Step] = {
     "static": Quantize(method="ptq"),
+    "static-layers": Quantize(method="ptq"),
     "dynamic": Quantize(method="dynamic"),
     "weights": Quantize(method="weight-only"),
 }
-"""The forms that are compared, by name: the `quantize` step of a recipe."""
+"""The forms that are compared, by name: the `quantize` step of a recipe. Form "int8 layers", which computes in float
+between layers with weights, is one of those that method "auto" tries."""
 
 
 def write(form: str, use: str, source: Path, file: Path) -> dict[str, Any]:
@@ -59,7 +61,11 @@ def _quantized(form: str, name: str, source: Path) -> tuple[Model, float]:
     subject = networks.SUBJECTS[name]
     net = networks.load(subject, source)
     start = time.perf_counter()
-    return FORMS[form].apply(Model(net=net, teacher=net), subject.task), time.perf_counter() - start
+    model = STEPS[form].apply(Model(net=net, teacher=net), subject.task)
+    if form == "static-layers":
+        assert model.quantization is not None
+        model = replace(model, quantization=model.quantization.in_form("int8 layers"))
+    return model, time.perf_counter() - start
 
 
 _simulated: dict[tuple[str, Path, str], float] = {}
@@ -67,7 +73,7 @@ _simulated: dict[tuple[str, Path, str], float] = {}
 
 FILES: dict[str, peers.Write] = {
     f"{form}.{suffix}": partial(write, form, use)
-    for form in FORMS
+    for form in STEPS
     for use, suffix in (("tflite", "tflite"), ("onnxruntime", "onnx"))
 }
 
