@@ -123,7 +123,7 @@ def _returning_everything(graph: Flatbuffer) -> Iterator[tuple[Path, list[str]]]
 
 @contextmanager
 def _written(graph: Flatbuffer, outputs: list[int]) -> Iterator[Path]:
-    graph.model.subgraphs[0].outputs = outputs
+    graph.main.outputs = outputs
     for signature in graph.model.signatureDefs or []:
         signature.outputs = []  # they may be gone; the names of inputs are still needed
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgedl.tflite_graph import NUMPY_TYPES, Builder, Graph
+from edgedl.flatbuffer import NUMPY_TYPES, Builder, Flatbuffer
 
 MIN_REPETITIONS = 40
 """Fewer steps are faster one after another: the interpreter plans a loop's body anew whenever the file is run. On an
@@ -29,18 +29,18 @@ PREFIX = "steps"
 
 def with_loops(content: bytes) -> bytes:
     """The same model with repeated steps as loops and equal constants stored once; `content` where neither is found."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    if len(model.subgraphs) != 1:
+    graph = Flatbuffer(content)
+    if len(graph.model.subgraphs) != 1:
         return content
-    graph = Graph(schema, model)
     changed = graph.share_constants()
     changed = _take_directly(graph) or changed
     while (run := _longest_run(graph)) is not None:
         _roll(graph, run)
         changed = True
-    return graph.packed() if changed else content
+    if not changed:
+        return content
+    graph.drop_unused()
+    return graph.pack()
 
 
 def without_loops(content: bytes) -> bytes:
@@ -48,21 +48,20 @@ def without_loops(content: bytes) -> bytes:
 
     `content` itself where there are none, or where any loop is of another maker.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    graph = Graph(schema, model)
-    loops = [operator for operator in graph.operators if graph.is_a(operator, "WHILE")]
-    bodies = [model.subgraphs[loop.builtinOptions.bodySubgraphIndex].name or b"" for loop in loops]
+    graph = Flatbuffer(content)
+    subgraphs = graph.model.subgraphs
+    loops = [operator for operator in graph.operators if graph.kind(operator) == "WHILE"]
+    bodies = [subgraphs[loop.builtinOptions.bodySubgraphIndex].name or b"" for loop in loops]
     if not loops or not all(name.startswith(PREFIX.encode()) for name in bodies):
         return content
     for loop in loops:
         _unroll(graph, loop)
-    model.subgraphs = model.subgraphs[:1]
-    return graph.packed()
+    del subgraphs[1:]
+    graph.drop_unused()
+    return graph.pack()
 
 
-def _take_directly(graph: Graph) -> bool:
+def _take_directly(graph: Flatbuffer) -> bool:
     """A SLICE that cuts one whole part out of a CONCATENATION takes that part itself.
 
     So a network that looks at the last step alone doesn't need a loop to collect them all.
@@ -70,13 +69,13 @@ def _take_directly(graph: Graph) -> bool:
     makers = {int(index): operator for operator in graph.operators for index in operator.outputs}
     found = False
     for operator in graph.operators:
-        if not graph.is_a(operator, "SLICE"):
+        if graph.kind(operator) != "SLICE":
             continue
         source = makers.get(int(operator.inputs[0]))
-        if source is not None and graph.is_a(source, "RESHAPE"):
+        if source is not None and graph.kind(source) == "RESHAPE":
             source = makers.get(int(source.inputs[0]))
         cut = _flat_range(graph, operator)
-        if source is None or cut is None or not graph.is_a(source, "CONCATENATION"):
+        if source is None or cut is None or graph.kind(source) != "CONCATENATION":
             continue
         axis = source.builtinOptions.axis % len(graph.shape(source.outputs[0]))
         if source.builtinOptions.fusedActivationFunction or np.prod(graph.shape(source.outputs[0])[:axis]) != 1:
@@ -89,11 +88,11 @@ def _take_directly(graph: Graph) -> bool:
                 found = True
             start += size
     if found:
-        _drop_dead(graph)
+        graph.drop_dead()
     return found
 
 
-def _flat_range(graph: Graph, operator: Any) -> tuple[int, int] | None:
+def _flat_range(graph: Flatbuffer, operator: Any) -> tuple[int, int] | None:
     """First element and length of what a SLICE takes, if that lies in one piece."""
     shape = graph.shape(operator.inputs[0])
     begin, size = graph.integers(operator.inputs[1]), np.array(graph.shape(operator.outputs[0]))
@@ -108,22 +107,12 @@ def _flat_range(graph: Graph, operator: Any) -> tuple[int, int] | None:
     return int(np.dot(begin, strides)), int(np.prod(size))
 
 
-def _become_reshape(graph: Graph, operator: Any, part: int) -> None:
+def _become_reshape(graph: Flatbuffer, operator: Any, part: int) -> None:
     shape, options = graph.shape(operator.outputs[0]), graph.schema.ReshapeOptionsT()
     options.newShape = list(shape)
     operator.opcodeIndex = graph.code("RESHAPE")
-    operator.inputs = [part, Builder(graph, graph.main, "main").integers(shape)]
+    operator.inputs = [part, Builder(graph, "main", graph.main).integers(shape)]
     operator.builtinOptions, operator.builtinOptionsType = options, graph.schema.BuiltinOptions.ReshapeOptions
-
-
-def _drop_dead(graph: Graph) -> None:
-    needed = {int(index) for index in graph.main.outputs}
-    kept = []
-    for operator in reversed(graph.operators):
-        if needed & {int(index) for index in operator.outputs}:
-            needed |= {int(index) for index in operator.inputs}
-            kept.append(operator)
-    graph.main.operators = graph.operators = kept[::-1]
 
 
 Place: TypeAlias = tuple[int, int]
@@ -151,7 +140,7 @@ class _Run:
     """Output that a CONCATENATION behind the blocks collects -> that operator, and if it goes backwards."""
 
 
-def _longest_run(graph: Graph) -> _Run | None:
+def _longest_run(graph: Flatbuffer) -> _Run | None:
     """The run that spares most operators; None where nothing repeats often enough."""
     known: dict[Any, int] = {}
     names = np.array([known.setdefault(_signature(graph, operator), len(known)) for operator in graph.operators])
@@ -176,9 +165,9 @@ def _longest_run(graph: Graph) -> _Run | None:
     return None
 
 
-def _signature(graph: Graph, operator: Any) -> tuple[Any, ...]:
+def _signature(graph: Flatbuffer, operator: Any) -> tuple[Any, ...]:
     """What has to be equal for an operator to do a step's work for another step: all but where a SLICE begins."""
-    moves = graph.is_a(operator, "SLICE") and graph.held(int(operator.inputs[0])) is None
+    moves = graph.kind(operator) == "SLICE" and graph.held(int(operator.inputs[0])) is None
     inputs = [
         (graph.form(index), -1 if moves and slot == 1 else graph.held(index))
         for slot, index in enumerate(int(index) for index in operator.inputs)
@@ -188,7 +177,7 @@ def _signature(graph: Graph, operator: Any) -> tuple[Any, ...]:
     return (operator.opcodeIndex, settings, tuple(inputs), tuple(graph.form(int(index)) for index in operator.outputs))
 
 
-def _flow(graph: Graph, start: int, period: int, count: int) -> _Run | None:
+def _flow(graph: Flatbuffer, start: int, period: int, count: int) -> _Run | None:
     """How values flow through blocks of equal operators; None if not alike in all, or in a way no loop can."""
     steps = min(STEPS_PER_PASS, key=lambda steps: steps + count % steps)  # so that fewest stand in the file
     start += (count % steps) * period
@@ -212,7 +201,7 @@ def _flow(graph: Graph, start: int, period: int, count: int) -> _Run | None:
 
 
 def _note_input(
-    graph: Graph, run: _Run, makers: dict[int, Any], position: int, slot: int, tensors: Sequence[int]
+    graph: Flatbuffer, run: _Run, makers: dict[int, Any], position: int, slot: int, tensors: Sequence[int]
 ) -> bool:
     found = [makers.get(index) for index in tensors]
     places = {None if maker is None else maker[1] for maker in found[1:]}
@@ -245,7 +234,7 @@ def _note_input(
     return True
 
 
-def _note_uses(graph: Graph, run: _Run, makers: dict[int, Any], inside: set[int]) -> bool:
+def _note_uses(graph: Flatbuffer, run: _Run, makers: dict[int, Any], inside: set[int]) -> bool:
     """Who takes the blocks' values behind them: the last block's by what is carried, all by a CONCATENATION."""
     for operator in graph.operators:
         if id(operator) in inside:
@@ -259,7 +248,7 @@ def _note_uses(graph: Graph, run: _Run, makers: dict[int, Any], inside: set[int]
             first = next(slot for slot, maker in enumerate(taken) if maker is not None and maker[1] == place)
             together = [None if maker is None else maker[1] for maker in taken[first : first + run.count]]
             in_order = blocks in (list(range(run.count)), list(range(run.count))[::-1])
-            if not graph.is_a(operator, "CONCATENATION") or not in_order or together != [place] * run.count:
+            if graph.kind(operator) != "CONCATENATION" or not in_order or together != [place] * run.count:
                 return False
             if (
                 place in run.stacked
@@ -272,14 +261,13 @@ def _note_uses(graph: Graph, run: _Run, makers: dict[int, Any], inside: set[int]
     return all(block == run.count - 1 and place in run.initial for block, place in last_values)
 
 
-def _roll(graph: Graph, run: _Run) -> None:
+def _roll(graph: Flatbuffer, run: _Run) -> None:
     """Puts a WHILE in the place of a run."""
     loop = f"{PREFIX}{len(graph.model.subgraphs) // 2}"
     first = graph.operators[run.start : run.start + run.period]
     stop = run.start + run.count * run.period
     last = graph.operators[stop - run.period : stop]
-    main = Builder(graph, graph.main, loop)
-    body, body_index = Builder.of_new(graph, f"{loop}_body")
+    main, body = Builder(graph, loop, graph.main), Builder(graph, f"{loop}_body")
 
     # What goes around: its tensor before the loop, at the start and at the end of the body, and behind the loop.
     around: list[tuple[int, int, int, int]] = []
@@ -351,24 +339,25 @@ def _roll(graph: Graph, run: _Run) -> None:
         before, stack, behind = main.like(part, whole), body.like(part, whole), main.like(part, whole)
         written = body.add("DYNAMIC_UPDATE_SLICE", [stack, joined, where], body.like(part, whole))
         around.append((before, stack, written, behind))
-        replacement.append(main.operator("FILL", [main.integers(whole), main.zero(part)], [before], "FillOptions"))
+        replacement.append(graph.operator("FILL", [main.integers(whole), main.zero(part)], [before], "FillOptions"))
         start = min(list(map(int, collector.inputs)).index(_output(block, place)) for block in (first, last))
         collector.inputs = [*collector.inputs[:start], behind, *collector.inputs[start + run.count :]]
 
-    condition, condition_index = Builder.of_new(graph, f"{loop}_condition")
-    condition.subgraph.inputs = [condition.copy_of(body, tensor) for _, tensor, _, _ in around]
-    goes_on = condition.tensor(graph.schema.TensorType.BOOL, (1,))
+    condition = Builder(graph, f"{loop}_condition")
+    condition.subgraph.inputs = [condition.like(tensor, other=body) for _, tensor, _, _ in around]
+    goes_on = condition.tensor(condition.types.BOOL, (1,))
     limit = condition.integers([run.count // run.steps])
     condition.add("LESS", [condition.subgraph.inputs[0], limit], goes_on, "LessOptions")
     condition.subgraph.outputs = [goes_on]
     body.subgraph.inputs, body.subgraph.outputs = [start for _, start, _, _ in around], [end for _, _, end, _ in around]
     taken, given = [tensor for tensor, _, _, _ in around], [tensor for _, _, _, tensor in around]
-    indices = {"condSubgraphIndex": condition_index, "bodySubgraphIndex": body_index}
-    replacement.append(main.operator("WHILE", taken, given, options="WhileOptions", **indices))
+    subgraphs = {"condSubgraphIndex": condition, "bodySubgraphIndex": body}
+    indices = {key: graph.model.subgraphs.index(builder.subgraph) for key, builder in subgraphs.items()}
+    replacement.append(graph.operator("WHILE", taken, given, "WhileOptions", **indices))
     graph.operators[run.start : stop] = replacement
 
 
-def _unroll(graph: Graph, loop: Any) -> None:
+def _unroll(graph: Flatbuffer, loop: Any) -> None:
     """Puts the passes of a WHILE in its place."""
     body = graph.model.subgraphs[loop.builtinOptions.bodySubgraphIndex]
     (limit,) = graph.model.subgraphs[loop.builtinOptions.condSubgraphIndex].operators[0].inputs[1:]
@@ -383,8 +372,7 @@ def _unroll(graph: Graph, loop: Any) -> None:
                 if index not in place:
                     tensor = copy.copy(body.tensors[index])
                     tensor.name += f"/{number}".encode()
-                    graph.tensors.append(tensor)
-                    place[index] = len(graph.tensors) - 1
+                    place[index] = graph.add(tensor)
                     if graph.held(place[index]) is not None:
                         constants[index] = place[index]
             made = copy.copy(operator)

@@ -43,7 +43,7 @@ class _Weights:
     maker: Any
     """The operator that dequantizes the constant."""
 
-    def through(self, kind: str, settings: np.ndarray, shape: list[int]) -> _Weights | None:
+    def through(self, kind: str, settings: np.ndarray, shape: tuple[int, ...]) -> _Weights | None:
         """Behind an operator of one kind; None behind one that does not just move elements."""
 
         def moved(values: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def finished(content: bytes) -> bytes:
     folded = _fold_weights(graph)
     if not (_compute_in_integers(graph) or folded or flattened):
         return content
-    _drop_dead(graph)
+    graph.drop_dead()
     graph.drop_unused()
     return graph.pack()
 
@@ -91,7 +91,7 @@ def _flatten_biases(graph: Flatbuffer) -> bool:
                 continue
             flat = copy.copy(tensor)  # others may take it as it is
             flat.shape, flat.shapeSignature = [int(np.prod(tensor.shape))], None
-            _replace_input(operator, CONVOLUTIONS["TRANSPOSE_CONV"].bias, _add(graph, flat))
+            _replace_input(operator, CONVOLUTIONS["TRANSPOSE_CONV"].bias, graph.add(flat))
             found = True
     return found
 
@@ -104,13 +104,13 @@ def _fold_weights(graph: Flatbuffer) -> bool:
         if (weights := _weights(graph, operator)) is not None
     }
     plain = set(known)
-    needed = {int(index) for index in graph.model.subgraphs[0].outputs}
+    needed = {int(index) for index in graph.main.outputs}
     for operator in graph.operators:
         weights = known.get(int(operator.inputs[0])) if len(operator.inputs) else None
         output = int(operator.outputs[0])
         if weights is not None:
             settings = graph.constant(graph.tensors[operator.inputs[1]]) if len(operator.inputs) > 1 else b""
-            shape = [int(size) for size in graph.tensors[output].shape]
+            shape = graph.shape(output)
             moved = weights.through(graph.kind(operator), np.frombuffer(settings, np.int32), shape)
             if moved is not None and moved.axis() is not None:
                 known[output] = moved
@@ -131,7 +131,7 @@ def _fold_weights(graph: Flatbuffer) -> bool:
 def _compute_in_integers(graph: Flatbuffer) -> bool:
     """Gives convolutions between a DEQUANTIZE and a QUANTIZE operator, whose weights are int8, to the int8 kernel."""
     makers = {int(index): operator for operator in graph.operators for index in operator.outputs}
-    users: dict[int, list[Any]] = {int(index): [] for index in graph.model.subgraphs[0].outputs}
+    users: dict[int, list[Any]] = {int(index): [] for index in graph.main.outputs}
     results = set(users)
     for operator in graph.operators:
         for index in operator.inputs:
@@ -189,7 +189,7 @@ def _become_int8(
         numbers = np.frombuffer(graph.constant(bias), np.float32)
         graph.store(bias, np.rint(numbers.astype(np.float64) / unit).astype(np.int32).tobytes())
         bias.type, bias.quantization = graph.schema.TensorType.INT32, _grid(graph, unit, 0)
-        _replace_input(operator, places.bias, _add(graph, bias))
+        _replace_input(operator, places.bias, graph.add(bias))
     movers = [one for one in behind if graph.kind(one) == "SLICE"]
     for clamp in (one for one in behind if graph.kind(one) in ACTIVATIONS):
         # Cutting a piece out and clamping can be done in any order.
@@ -210,7 +210,7 @@ def _become_int8(
     versions = {"CONV_2D": 3, "TRANSPOSE_CONV": 4 if fused else 3, "SLICE": 2}
     for step in steps:
         kind = graph.kind(step)
-        step.opcodeIndex = graph.new_operator(kind, versions[kind], [], []).opcodeIndex
+        step.opcodeIndex = graph.code(kind, versions[kind])
     gone = {id(one) for one in behind} - {id(one) for one in movers}
     graph.operators = [one for one in graph.operators if id(one) not in gone]
 
@@ -239,7 +239,7 @@ def _add_codes(graph: Flatbuffer, tensor: Any, weights: _Weights) -> int:
     graph.store(tensor, np.ascontiguousarray(weights.codes).tobytes())
     tensor.type, tensor.quantization = graph.schema.TensorType.INT8, _grid(graph, scales, axis)
     tensor.name = (tensor.name or b"") + b"_codes"
-    return _add(graph, tensor)
+    return graph.add(tensor)
 
 
 def _grid(graph: Flatbuffer, scales: np.ndarray, axis: int) -> Any:
@@ -252,23 +252,7 @@ def _along_first(shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)), shape)
 
 
-def _add(graph: Flatbuffer, tensor: Any) -> int:
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
 def _replace_input(operator: Any, place: int, index: int) -> None:
     inputs = [int(one) for one in operator.inputs]
     inputs[place] = index
     operator.inputs = inputs
-
-
-def _drop_dead(graph: Flatbuffer) -> None:
-    """Removes operators whose results nobody takes any longer."""
-    needed = {int(index) for index in graph.model.subgraphs[0].outputs}
-    kept = []
-    for operator in reversed(graph.operators):
-        if needed & {int(index) for index in operator.outputs}:
-            needed |= {int(index) for index in operator.inputs}
-            kept.append(operator)
-    graph.operators = kept[::-1]

@@ -10,6 +10,7 @@ import pytest
 
 from edgedl import files, pipeline, recipe
 from edgedl.core import TargetError
+from edgedl.flatbuffer import Flatbuffer
 from edgedl.run import Run, find_finished, read_report
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tflite import TFLite
@@ -268,18 +269,12 @@ class OffByTwo(TFLite):
     use: str = "off-by-two"
 
     def build(self, model, task, folder, batch_size):
-        import flatbuffers
-        from ai_edge_litert import schema_py_generated as schema
-
         artifact = super().build(model, task, folder, batch_size)
-        content = schema.ModelT.InitFromObj(schema.Model.GetRootAs(artifact.file.read_bytes(), 0))
-        graph = content.subgraphs[0]
+        graph = Flatbuffer(artifact.file.read_bytes())
         if model.quantization is not None:
             last = graph.tensors[graph.operators[-2].outputs[0]]
             last.quantization.scale = [last.quantization.scale[0] / 2]
-            builder = flatbuffers.Builder(1 << 20)
-            builder.Finish(content.Pack(builder), file_identifier=b"TFL3")
-            artifact.file.write_bytes(builder.Output())
+            artifact.file.write_bytes(graph.pack())
         return artifact
 
 

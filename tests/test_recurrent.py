@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgedl import ladder, loops, measure
 from edgedl.core import Model
 from edgedl.engine import build_engine
+from edgedl.flatbuffer import Flatbuffer
 from edgedl.litert import LiteRTSession
 from edgedl.loops import with_loops
 from edgedl.quantize.simulate import Quantization
@@ -57,11 +58,8 @@ def flat(results: tuple[Tensor, Tensor | tuple[Tensor, Tensor]]) -> list[Tensor]
 
 def operators(file: Path) -> list[str]:
     """Kinds of operators in a .tflite file's first subgraph."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.read_bytes(), 0))
-    kinds = {value: name for name, value in vars(schema.BuiltinOperator).items()}
-    return [kinds[model.operatorCodes[op.opcodeIndex].builtinCode] for op in model.subgraphs[0].operators]
+    graph = Flatbuffer(file.read_bytes())
+    return [graph.kind(operator) for operator in graph.operators]
 
 
 def built(net: nn.Module, shape: tuple[int, ...], folder: Path, batch_size: int = 1) -> LiteRTSession:

@@ -12,6 +12,7 @@ from torch import nn
 
 from edgedl import pipeline, recipe, sparsity, training
 from edgedl.core import Model, RecipeError, Step, UsageError
+from edgedl.flatbuffer import Flatbuffer
 from edgedl.models.cnn import CNN
 from edgedl.quantize.simulate import Quantization, export_graph
 from edgedl.report.page import write_page
@@ -187,15 +188,12 @@ def test_the_graph_that_is_quantized_has_the_same_zeros_under_the_same_names(two
 
 def int8_weights_of_tflite(file: Path) -> list[np.ndarray]:
     """Outputs first and inputs last, as convolutions and dense layers have them there."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.read_bytes(), 0))
-    found = []
-    for tensor in model.subgraphs[0].tensors:
-        data = model.buffers[tensor.buffer].data
-        if tensor.type == schema.TensorType.INT8 and data is not None and len(tensor.shape) > 1:
-            found.append(np.asarray(data).view(np.int8).reshape(tensor.shape))
-    return found
+    graph = Flatbuffer(file.read_bytes())
+    return [
+        np.frombuffer(data, np.int8).reshape(tensor.shape)
+        for tensor in graph.tensors
+        if tensor.type == graph.schema.TensorType.INT8 and (data := graph.constant(tensor)) and len(tensor.shape) > 1
+    ]
 
 
 def int8_weights_of_onnx(file: Path) -> list[np.ndarray]:

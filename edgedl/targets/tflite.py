@@ -156,8 +156,7 @@ def _store_in_half(graph: Flatbuffer) -> None:
         held.type, held.name = types.FLOAT16, tensor.name + b"_half"
         graph.store(held, half.tobytes())
         tensor.buffer = 0  # the empty one
-        graph.tensors.append(held)
-        operators.append(graph.new_operator("DEQUANTIZE", 3, [len(graph.tensors) - 1], [index]))
+        operators.append(graph.operator("DEQUANTIZE", [graph.add(held)], [index], version=3))
     graph.operators = operators + graph.operators
 
 
