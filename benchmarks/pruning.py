@@ -9,7 +9,6 @@ is left as it is.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import time
@@ -23,7 +22,7 @@ from torch import nn
 
 from benchmarks import networks
 from benchmarks.networks import FLOAT_FILES, SUBJECTS
-from benchmarks.quantization import BENCH, CACHE, SEEDS, Row, read, say, write
+from benchmarks.quantization import BENCH, Row, parser_of, read, say, write
 from edgedl import measure, plugins, stats, training
 from edgedl.core import Model, Target, Task
 from edgedl.steps.prune import Prune, macs, sample
@@ -93,13 +92,7 @@ METHODS: dict[str, Prunes] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prunes, judges and measures what is missing; the results are written after every network and seed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pruning", description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(NETWORKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="trained networks and files")
-    parser.add_argument("--fresh", action="store_true", help="repeat what the results hold already")
-    options = parser.parse_args(arguments)
+    options = parser_of("pruning", __doc__, NETWORKS, RESULTS).parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in options.networks:
         for seed in options.seeds:

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,8 @@ def _grids(session: Session) -> dict[str, tuple[float, int]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compresses, judges and measures what is missing; the results are written after every network and seed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization", description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser = parser_of("quantization", __doc__, SUBJECTS, RESULTS)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="environments, trained networks and files")
-    parser.add_argument("--fresh", action="store_true", help="repeat what the results hold already")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in options.networks:
@@ -107,6 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if wanted:
                 rows = merged(rows, compare(name, seed, wanted, options.cache.resolve()))
                 write(options.results, rows)
+
+
+def parser_of(name: str, description: str, subjects: Iterable[str], results: Path) -> argparse.ArgumentParser:
+    """What a comparison takes on the command line."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--networks", nargs="+", choices=SUBJECTS, default=list(subjects))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="environments, trained networks and files")
+    parser.add_argument("--fresh", action="store_true", help="repeat what the results hold already")
+    return parser
 
 
 def compare(name: str, seed: int, wanted: Mapping[str, Sequence[str]], cache: Path) -> list[Row]:

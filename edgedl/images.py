@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgedl.core import Batch, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -51,15 +51,25 @@ class Classification(Task):
         return np.asarray(outputs["logits"].argmax(axis=1))
 
 
-def part_of_train(split: Split, num_images: int, validation_share: int) -> slice:
-    """Which training images a split takes, where the last of `validation_share` equal parts validates.
+def labelled(
+    name: str, source: str, split: Split, read: Callable[[str], tuple[np.ndarray, np.ndarray]], validation_share: int
+) -> Batch:
+    """`image` (N, C, H, W) in [0, 1] and `label` (N,) of a split. Raises `DataError` if it is empty.
 
-    Calibration takes the first 512 of those that train: it must never see what is scored.
+    `read` gives all images and labels of "train" or "test", uint8; those of one channel may be (N, H, W). The last of
+    `validation_share` equal parts of "train" validates. Calibration takes the first 512 of those that train: it must
+    never see what is scored.
     """
-    num_train = num_images - num_images // validation_share
+    images, labels = read("test" if split == "test" else "train")
+    num_train = len(images) - len(images) // validation_share
     slices: dict[Split, slice] = {
         "train": slice(0, num_train),
         "calibration": slice(0, min(512, num_train)),
         "validation": slice(num_train, None),
+        "test": slice(None),
     }
-    return slices[split]
+    images, labels = images[slices[split]], labels[slices[split]]
+    if len(images) == 0:
+        raise DataError(f"{name}: the {split} split of {source} is empty")
+    images = images[:, None] if images.ndim == 3 else images
+    return {"image": images.astype(np.float32) / 255, "label": labels.astype(np.int64)}

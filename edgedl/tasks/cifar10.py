@@ -8,7 +8,7 @@ import pickle
 import pickletools
 import tarfile
 import zlib
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from edgedl import hub
 from edgedl.core import Batch, DataError, Split
-from edgedl.images import Classification, part_of_train
+from edgedl.images import Classification, labelled
 
 FILES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 """Of the Python version; those of the binary version end in .bin."""
@@ -52,14 +52,8 @@ class Cifar10(Classification):
 
     def arrays(self, split: Split) -> Batch:
         """`image` (N, 3, 32, 32) float32 in [0, 1] and `label` (N,) int64. Raises `DataError`."""
-        part = "test" if split == "test" else "train"
-        images, labels = _from_hub(self.hub, part) if self.folder is None else _from_folder(self.folder, part)
-        if split != "test":
-            chosen = part_of_train(split, len(images), VALIDATION_SHARE)
-            images, labels = images[chosen], labels[chosen]
-        if len(images) == 0:
-            raise DataError(f"cifar10: the {split} split of {self.folder or self.hub} is empty")
-        return {"image": images.astype(np.float32) / 255, "label": labels.astype(np.int64)}
+        read = partial(_from_hub, self.hub) if self.folder is None else partial(_from_folder, self.folder)
+        return labelled("cifar10", self.folder or self.hub, split, read, VALIDATION_SHARE)
 
 
 @lru_cache(maxsize=4)

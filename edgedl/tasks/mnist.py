@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from edgedl import hub
 from edgedl.core import Batch, DataError, Split
-from edgedl.images import Classification, part_of_train
+from edgedl.images import Classification, labelled
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -41,14 +41,8 @@ class MNIST(Classification):
 
     def arrays(self, split: Split) -> Batch:
         """`image` (N, 1, 28, 28) float32 in [0, 1] and `label` (N,) int64. Raises `DataError`."""
-        part = "test" if split == "test" else "train"
-        images, labels = _from_hub(self.hub, part) if self.folder is None else _from_folder(self.folder, part)
-        if split != "test":
-            chosen = part_of_train(split, len(images), VALIDATION_SHARE)
-            images, labels = images[chosen], labels[chosen]
-        if len(images) == 0:
-            raise DataError(f"mnist: the {split} split of {self.folder or self.hub} is empty")
-        return {"image": images[:, None].astype(np.float32) / 255, "label": labels.astype(np.int64)}
+        read = partial(_from_hub, self.hub) if self.folder is None else partial(_from_folder, self.folder)
+        return labelled("mnist", self.folder or self.hub, split, read, VALIDATION_SHARE)
 
 
 @lru_cache(maxsize=4)
