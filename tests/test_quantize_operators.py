@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -113,10 +114,15 @@ exponentials up in a table of its own making."""
 CLAMPS = {"aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"}
 
 
+@functools.cache
+def quantized(net: nn.Module, task: Task) -> Model:
+    """Calibrated once for all targets, as in a run."""
+    return Model(net=net.eval(), quantization=Quantization(net, task, "min-max"))
+
+
 def deployed(net: nn.Module, task: Task, target: Target, folder: Path) -> ladder.Climb:
     """The ladder of an int8 network on a target."""
-    net.eval()
-    model = Model(net=net, quantization=Quantization(net, task, "min-max"))
+    model = quantized(net, task)
     artifact = target.build(model, task, folder, batch_size=1)
     session = target.open(artifact.file)
     reference = measure.evaluate(TorchSession(net, task), task, "test")
@@ -171,7 +177,7 @@ def test_alone_symmetric_passes_nvidias_builder(name, tmp_path):
 
     net, shape = ALONE[name]
     task = Noise(shape=shape)
-    model = Model(net=net.eval(), quantization=Quantization(net.eval(), task, "min-max"))
+    model = quantized(net, task)
     artifact = target_of("tensorrt").build(model, task, tmp_path, batch_size=1)
     assert artifact.stand_in is not None
     assert len(build_engine(tensorrt_rtx, artifact.stand_in)) > 1000
