@@ -292,7 +292,7 @@ def _roll(graph: Flatbuffer, run: _Run) -> None:
         where = advances(begin[axis] + lowest + np.arange(length), np.full(length, run.steps * further[axis]))
         whole = np.array(graph.shape(source))
         whole[axis] = length
-        # Not a SLICE: from a place that is computed its shape counts as unknown, and the body is planned at every pass.
+        # Not a SLICE: from a place that is computed, its shape would count as unknown, which takes time.
         cut = body.add("GATHER", [inside[source], where], body.like(source, whole), "GatherOptions", axis=axis)
         starts = [begin + step * further for step in range(run.steps)]
         for start in starts:

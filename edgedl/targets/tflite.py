@@ -132,9 +132,9 @@ def _compute_in_float(graph: Flatbuffer, kind: str) -> None:
         (source,), (result,) = map(list, (operator.inputs, operator.outputs))
         operator.inputs, operator.outputs = [in_float(source)], [in_float(result)]
         operators += [
-            graph.new_operator("DEQUANTIZE", 2, [source], list(operator.inputs)),
+            graph.operator("DEQUANTIZE", [source], operator.inputs, version=2),
             operator,
-            graph.new_operator("QUANTIZE", 2, list(operator.outputs), [result]),
+            graph.operator("QUANTIZE", operator.outputs, [result], version=2),
         ]
     graph.operators = operators
 
