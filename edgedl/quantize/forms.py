@@ -5,11 +5,14 @@ Weights pass through quantize and dequantize nodes, from which exporters make in
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from edgedl.core import TargetError
 from edgedl.quantize.folding import attribute, fold_batch_norms, fold_factors
@@ -95,14 +98,24 @@ def sharing_a_scale(node: Node, weight: torch.Tensor, scheme: Scheme) -> tuple[i
 class DynamicInterpreter(IntegerInterpreter):
     """Runs a graph whose weights are quantized with activations scaled at run time, as the runtime's kernels do.
 
-    Sums are exact, and the rest is done in float32 in the order of the kernels; what is left is the last bit of
-    fused multiply-adds, and what it tips over in the layers behind. Where a runtime scales a whole tensor at once,
-    that is done for each sample: files of batch size 1 do so.
+    Sums are exact, and the rest is done in float32 in the order of the kernels: such a layer repeats the runtime's
+    bit for bit. Operators that stay float differ in their last bits, which tips a code over now and then. Where a
+    runtime scales a whole tensor at once, that is done for each sample: files of batch size 1 do so.
     """
 
     def __init__(self, graph: GraphModule, scheme: Scheme, record: bool = False) -> None:
         super().__init__(graph, scheme.runtime, record)
         self.scheme = scheme
+        dense = [node for node in graph.graph.nodes if is_dense(node)] if scheme.run_time_scales == "tensor" else []
+        self.one_by_one = any(_sample_dimension(node) is None for node in dense)
+        """Whether samples have to run alone, since one of their tensors can't be told from the others'."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.one_by_one or len(args[0]) == 1:
+            return super().run(*args, **kwargs)
+        samples = zip(*(values.split(1) for values in args), strict=True)
+        outputs = [super(DynamicInterpreter, self).run(*sample, **kwargs) for sample in samples]
+        return tree_map(lambda *parts: torch.cat(parts), *outputs)
 
     def run_node(self, n: Node) -> Any:
         value = self._run_time_scaled(n)
@@ -122,10 +135,13 @@ class DynamicInterpreter(IntegerInterpreter):
         source = cast("Node", node.args[operator.inputs[0]])
         shared = sharing_a_scale(node, self.env[weight], self.scheme)
         if shared is None:
-            return None
+            return self._of_one_channel(node)
         values = self.env[source]
         by_row = self.scheme.run_time_scales == "row"
-        codes, unit = (_litert_codes if by_row else _onnxruntime_codes)(values, shared or tuple(range(1, values.ndim)))
+        if not shared:
+            own = _sample_dimension(node)
+            shared = tuple(dimension for dimension in range(values.ndim) if dimension != own)
+        codes, unit = (_litert_codes if by_row else _onnxruntime_codes)(values, shared)
         codes_of_weight, scales = self.env[cast("Node", weight.args[0])], self.env[cast("Node", weight.args[1])]
         replaced: dict[Node, Any] = {source: codes, weight: codes_of_weight.double()}
         bias = node.args[operator.bias] if len(node.args) > operator.bias else None
@@ -134,15 +150,64 @@ class DynamicInterpreter(IntegerInterpreter):
         sums = self._call(node, replaced).float()
         channels = (-1,) if is_dense(node) else (1, -1, *[1] * (sums.ndim - 2))
         scales = scales.reshape(channels)
-        real = sums * unit * scales if by_row else sums * (unit * scales)
-        return cast("torch.Tensor", real if bias is None else real + self.env[cast("Node", bias)].reshape(channels))
+        offset = self.env[bias].reshape(channels) if isinstance(bias, Node) else torch.zeros(1)
+        return _fused(sums * unit, scales, offset) if by_row else sums * (unit * scales) + offset
+
+    def _of_one_channel(self, node: Node) -> torch.Tensor | None:
+        """A float convolution whose outputs see one channel each, depthwise or not; None for any other operator.
+
+        PyTorch adds the same few products in another order, and a sum's last bit may tip a code of the next layer over.
+        XNNPACK starts with the bias, and a depthwise kernel goes down the columns; onnxruntime goes along the rows,
+        and ends with the bias.
+        """
+        given: list[Any] = [self.env[argument] if isinstance(argument, Node) else argument for argument in node.args]
+        x, weight, bias, stride, padding, dilation = (given + [None] * 4)[:6]
+        if not str(node.target).startswith(("aten.conv1d", "aten.conv2d")) or isinstance(padding, str):
+            return None
+        ones, sizes, is_depthwise = [1] * (weight.ndim - 2), weight.shape[2:], x.shape[1] > 1
+        strides, dilations = stride or ones, dilation or ones
+        x = functional.pad(x.double(), [size for size in reversed(padding or []) for _ in range(2)])
+        if is_depthwise:
+            x = x.repeat_interleave(len(weight) // x.shape[1], 1)
+        bias = torch.zeros(1) if bias is None else bias.reshape(1, -1, *ones)
+        bias_first = self.scheme.runtime == "litert"
+        taps = itertools.product(*(range(size) for size in sizes))
+        sums = bias if bias_first else torch.zeros(1)
+        for tap in sorted(taps, key=lambda tap: tap[::-1] if bias_first and is_depthwise else tap):
+            seen = tuple(
+                slice(place * step, length - (size - 1 - place) * step, stride)
+                for place, size, length, step, stride in zip(tap, sizes, x.shape[2:], dilations, strides, strict=True)
+            )
+            sums = _fused(
+                x[(slice(None), slice(None), *seen)], weight[(slice(None), 0, *tap)].reshape(1, -1, *ones), sums
+            )
+        return sums if bias_first else sums + bias
+
+
+def _sample_dimension(node: Node) -> int | None:
+    """The dimension of a weighted operator's input that counts samples alone; None if the graph doesn't show it.
+
+    Behind a transpose it need not be the first: recurrent layers go through (steps, samples, values).
+    """
+    if not is_dense(node):
+        return 0
+    value = cast("Node", node.args[0]).meta.get("val")
+    shape = () if value is None else value.shape
+    varying = [index for index, size in enumerate(shape) if isinstance(size, torch.SymInt)]
+    return varying[0] if len(varying) == 1 and shape[varying[0]].node.expr.is_symbol else None
+
+
+def _fused(values: torch.Tensor, factor: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    """Fused multiply-add of float32: float64 holds the product exactly."""
+    return torch.addcmul(added.double(), values.double(), factor.double()).float()
 
 
 def _litert_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """XNNPACK's int8 codes, less their zero point, as float64, and the size of their unit."""
     low = values.amin(tuple(shared), keepdim=True).clamp(max=0)
     high = values.amax(tuple(shared), keepdim=True).clamp(min=0)
-    factor = torch.where(low == high, torch.ones_like(low), 255 / (high - low))
+    # As a tensor: torch divides a number by multiplying it with the rounded inverse.
+    factor = torch.where(low == high, torch.ones_like(low), torch.tensor(255.0) / (high - low))
     steps_low, steps_high = low * factor, high * factor
     # Of the two ends, the zero point is made exact for the one whose rounding errs more.
     is_low = (-128 + steps_low) + (127 + steps_high) > 0
