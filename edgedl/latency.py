@@ -106,6 +106,8 @@ class Layer:
 
     def at(self, widths: tuple[int, int]) -> tuple[nn.Module, tuple[int, ...]]:
         """The layer alone with these widths, and its input's shape; raises `UsageError` if it cannot have them."""
+        import torch
+
         from edgedl.sequence_layers import Alone
 
         taken, given = WIDE[self.kind]
@@ -118,6 +120,10 @@ class Layer:
             inner = widths[1] * shapes["layer"]["head_dim"]
             shapes["layer.out_proj"] |= {"in_features": inner, "out_features": widths[0]}
         structure.reshape(net, shapes)
+        dice = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weights in net.parameters():  # those of zeros have no int8 grid that every kernel takes
+                weights.normal_(0, 0.1, generator=dice)
         return net, tuple(size or widths[0] for size in self.shape)
 
 

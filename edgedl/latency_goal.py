@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from edgedl import measure, stats
+from edgedl import measure, progress, stats
 from edgedl.blocks import Block
 from edgedl.core import Batch, Session, Target, Task, UsageError
 from edgedl.latency import NETWORK_BENCH, Deployment, LayerTable, Precision
@@ -19,18 +19,28 @@ if TYPE_CHECKING:
     from torch import nn
 
     Inputs = tuple[torch.Tensor, ...]
+    Removed = Mapping[str, int]  # block -> channels
 
-CLOSE = 0.03
-"""A file that is as near to its goal needs no further search."""
 REACHED = 0.1
-MAX_TRIES = 6
+"""A file within this share of its goal has reached it."""
+BELOW = 0.05
+"""The last round's search ends with a file that is at most this share faster than its goal, and not slower."""
+AIM = 0.98
+"""Of the goal: what the last round looks for, so that noise leaves the file below."""
+MAX_TRIES = 8
+PARTS = 4
+"""Into so many parts a piece can be split where whole ones are too coarse."""
+DETOUR = 0.005
+"""How much nearer to the goal another choice has to come for each piece by which it leaves the order of worth."""
+SPLIT = 0.01
+"""The same for each width that it leaves between two multiples, where kernels are at their worst."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A network without some of the pieces, as its file for the target was measured."""
+    """A network without some of its channels, as its file for the target was measured."""
 
-    count: int
+    removed: Removed
     predicted_ms: float
     measured_ms: float
     speedup: float
@@ -39,8 +49,29 @@ class Tried:
     """Than the network that this round began with, or than the one that was given."""
 
 
+@dataclass(frozen=True)
+class Point:
+    """A network that was measured: its time by the table, and its file's."""
+
+    removed: Removed
+    table_ms: float
+    measured_ms: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Pieces that could go, what the table says is left then, and how far that is from taking what is worth least."""
+
+    pieces: tuple[Piece, ...]
+    table_ms: float
+    detour: float
+
+
 class LatencyGoal:
     """Chooses what goes by a table of layers, and corrects it by what the networks' own files take.
+
+    Latency is a staircase: kernels take channels by the tile. So a beginning of the list of pieces comes near to the
+    goal, and the last round goes on with pieces exchanged between blocks, and parts of pieces, which make finer steps.
 
     Times are relative to the network that was given, measured in turn with each that is tried: `given_ms` divided by
     the speed-up. That is what its file takes on a machine as quiet as it was in the beginning. They are taken before a
@@ -65,10 +96,10 @@ class LatencyGoal:
         self.given_ms = self.now_ms = stats.summarize(times["given"]).median
         self.table = LayerTable(target, precision)
         self.table.measure(net, inputs, blocks)
-        if not self.table.predict(net, inputs):
+        self.full_ms = self.table.predict(net, inputs)
+        if not self.full_ms:
             raise UsageError(f"prune: no layer of the network can be measured alone on target {target.label}")
-        self.correction = 1.0
-        self._correct(net)
+        self.slope = self.given_ms / self.full_ms
 
     def __enter__(self) -> LatencyGoal:
         return self
@@ -77,14 +108,24 @@ class LatencyGoal:
         self.deployed.stack.close()
 
     def check(self, pieces: Sequence[Piece]) -> float:
-        """What is left to run without all of the pieces, in ms. Raises `UsageError` if the goal is out of reach."""
-        least = self._try(self.given, pieces)[0].measured_ms
-        if least > self.goal_ms * (1 + REACHED):
-            raise UsageError(
-                f"prune: latency_ms = {self.goal_ms:g} cannot be reached on target {self.target.label}: the network "
-                f"takes {self.given_ms:.3g} ms, and {least:.3g} ms without all that can go; lower round_to"
-            )
-        return least
+        """The least that can be reached, in ms. Raises `UsageError` if the goal is below it.
+
+        That need not be what is left without all of the pieces: kernels can be slow with very few channels.
+        """
+        least = math.inf
+        for count in (len(pieces), len(pieces) // 2):
+            smaller = without(self.given, pieces[:count])
+            found, _ = self._try(smaller, pieces[:count])
+            gone = self.full_ms - self.table.predict(smaller, self.inputs)
+            if gone > 0 and found.measured_ms < min(least, self.given_ms):
+                self.slope = (self.given_ms - found.measured_ms) / gone
+            least = min(least, found.measured_ms)
+            if least <= self.goal_ms * (1 + REACHED):
+                return least
+        raise UsageError(
+            f"prune: latency_ms = {self.goal_ms:g} cannot be reached on target {self.target.label}: the network "
+            f"takes {self.given_ms:.3g} ms, and {least:.3g} ms without all that can go; lower round_to"
+        )
 
     def describe(self, least_ms: float) -> dict[str, Any]:
         """What was asked for, where, and from which file to which it can go."""
@@ -96,61 +137,62 @@ class LatencyGoal:
             "least_ms": least_ms,
         }
 
-    def predict(self, net: nn.Module) -> float:
-        """By the table, as far as it was corrected."""
-        return self.correction * self.table.predict(net, self.inputs)
+    def conclude(self, net: nn.Module, trained: bool) -> dict[str, Any]:
+        """What the network that is left takes, and whether that is what was asked for; a trained one's file anew."""
+        if trained:
+            times = measure.interleave(
+                {"given": self.running["given"], "now": self.deployed.add(net, self.task)}, NETWORK_BENCH
+            )
+            self.now_ms = self.given_ms / stats.compare(times["given"], times["now"]).median
+        missed = self.now_ms > self.goal_ms * (1 + REACHED)
+        # One that was fast enough from the beginning has nothing to answer for.
+        overshot = self.now_ms < self.goal_ms * (1 - REACHED) and self.given_ms > self.goal_ms
+        return {"reached_ms": self.now_ms, "reached": not (missed or overshot)}
 
-    def _correct(self, net: nn.Module) -> None:
-        """Makes the table right for the network that is being pruned."""
-        self.correction = self.now_ms / self.table.predict(net, self.inputs)
+    def predict(self, net: nn.Module) -> float:
+        """What a layer's channels are worth in ms, by the table, as far as it was corrected."""
+        return self.slope * self.table.predict(net, self.inputs)
 
     def choose(
-        self, net: nn.Module, pieces: Sequence[Piece], progress: float
+        self, net: nn.Module, pieces: Sequence[Piece], share: float
     ) -> tuple[Sequence[Piece], dict[str, Any]]:
         """Which of the pieces go in this round, and what was measured; none where that makes the file slower.
 
-        It is a beginning of the list; where one piece more is the step from too slow to too fast, another piece in
-        its stead is tried. The file that comes nearest to the round's goal is taken.
+        `share` is how much of the way to the goal the round is to go. Before the last round, the first file that is
+        near enough will do. The last takes the file that is nearest to the goal among those that are not slower.
         """
-        goal = self.given_ms + (self.goal_ms - self.given_ms) * progress
-        self._correct(net)
-        too_slow, fast_enough = 0, len(pieces) + 1
-        tried: list[Tried] = []
+        goal, last = self.given_ms + (self.goal_ms - self.given_ms) * share, share == 1
+        search = _Search(self, net, pieces, fine=last)
         opened: list[tuple[Sequence[Piece], tuple[Session, Batch]]] = []
+        tried: list[Tried] = []
 
-        def attempt(chosen: Sequence[Piece]) -> float:
-            found, session = self._try(net, chosen)
-            tried.append(found)
-            opened.append((chosen, session))
-            self.correction *= found.measured_ms / found.predicted_ms
-            return found.measured_ms
+        def usable(one: Tried) -> bool:  # a round before the last must not go farther than the last is to go
+            return not one.slower and (last or one.measured_ms >= self.goal_ms * (1 - BELOW))
 
-        def close() -> bool:
-            return any(abs(found.measured_ms / goal - 1) <= CLOSE for found in tried)
+        def found(one: Tried) -> bool:
+            ratio = one.measured_ms / goal
+            return usable(one) and (1 - BELOW <= ratio <= 1 if last else abs(ratio - 1) <= REACHED)
 
-        while self.now_ms > goal and fast_enough - too_slow > 1 and len(tried) < MAX_TRIES and not close():
-            wanted = bisect_left(
-                range(len(pieces)), True, key=lambda num: self.predict(without(net, pieces[:num])) <= goal
-            )
-            count = min(max(wanted, too_slow + 1), fast_enough - 1)
-            if attempt(pieces[:count]) > goal:
-                too_slow = count
-            else:
-                fast_enough = count
-        others = [] if close() or fast_enough > len(pieces) else self._others(net, pieces, too_slow, goal)
-        for other in others[: MAX_TRIES - len(tried)]:
-            if not close():
-                attempt(other)
-        usable = [index for index, found in enumerate(tried) if not found.slower]
-        nearest = min(usable, key=lambda index: abs(math.log(tried[index].measured_ms / goal)), default=None)
+        with progress.stage(f"{self.target.label}: search for {goal:.4g} ms", MAX_TRIES) as step:
+            while self.now_ms > goal and len(tried) < MAX_TRIES and not any(map(found, tried)):
+                choice = search.next(goal * (AIM if last else 1))
+                if choice is None:
+                    break
+                one, session = self._try(without(net, choice.pieces), choice.pieces, search.estimate(choice))
+                tried.append(one)
+                opened.append((choice.pieces, session))
+                search.learn(choice, one.measured_ms)
+                step(1, f"{one.measured_ms:.4g} ms")
+        left = [index for index, one in enumerate(tried) if usable(one)]
+        nearest = min(left, key=lambda index: _distance(tried[index].measured_ms / goal), default=None)
         best = None if nearest is None else tried[nearest]
         record = {
             "goal_ms": goal,
             "predicted_ms": best.predicted_ms if best else None,
             "measured_ms": best.measured_ms if best else None,
             "speedup": best.speedup if best else None,
-            "undone": bool(tried) and best is None,
-            "tried": [vars(found) for found in tried],
+            "undone": bool(tried) and all(one.slower for one in tried),
+            "tried": [vars(one) for one in tried],
         }
         if best is None or nearest is None:
             return (), record
@@ -158,20 +200,124 @@ class LatencyGoal:
         self.now_ms = best.measured_ms
         return chosen, record
 
-    def _others(self, net: nn.Module, pieces: Sequence[Piece], count: int, goal: float) -> list[list[Piece]]:
-        """A beginning of the list, with the next piece of a block that does not come next; the likeliest first."""
-        seen, found = {pieces[count].block.name}, []
-        for piece in pieces[count + 1 :]:
-            if piece.block.name not in seen:
-                seen.add(piece.block.name)
-                found.append([*pieces[:count], piece])
-        return sorted(found, key=lambda chosen: abs(self.predict(without(net, chosen)) - goal))
-
-    def _try(self, net: nn.Module, chosen: Sequence[Piece]) -> tuple[Tried, tuple[Session, Batch]]:
-        smaller = without(net, chosen)
+    def _try(
+        self, smaller: nn.Module, gone: Sequence[Piece], expected_ms: float = 0.0
+    ) -> tuple[Tried, tuple[Session, Batch]]:
         now = self.deployed.add(smaller, self.task)
         times = measure.interleave(self.running | {"now": now}, NETWORK_BENCH)
         speedup = stats.compare(times["given"], times["now"])
         step = stats.compare(times["before"], times["now"]) if "before" in times else speedup
         slower = speedup.median < 1 or step.verdict == "slower"
-        return Tried(len(chosen), self.predict(smaller), self.given_ms / speedup.median, speedup.median, slower), now
+        return Tried(_removed(gone), expected_ms, self.given_ms / speedup.median, speedup.median, slower), now
+
+
+class _Search:
+    """The choices of one round, and what each is expected to take: what one like it took, and the table for the rest."""
+
+    def __init__(self, clock: LatencyGoal, net: nn.Module, pieces: Sequence[Piece], fine: bool) -> None:
+        self.clock, self.net, self.pieces, self.fine = clock, net, pieces, fine
+        self.tables: dict[tuple[tuple[str, int], ...], float] = {}
+        self.points = [Point({}, self._table(()), clock.now_ms)]
+
+    def learn(self, choice: Choice, measured_ms: float) -> None:
+        self.points.append(Point(_removed(choice.pieces), choice.table_ms, measured_ms))
+
+    def estimate(self, choice: Choice) -> float:
+        """From the measured network that has lost the most alike."""
+        removed = _removed(choice.pieces)
+        nearest = min(self.points, key=lambda point: _apart(point.removed, removed))
+        return max(nearest.measured_ms + self.clock.slope * (choice.table_ms - nearest.table_ms), 1e-6)
+
+    def next(self, aim_ms: float) -> Choice | None:
+        """The untried choice that promises most; None if there is none."""
+        count = self._border(aim_ms)
+        beginnings = [self._of(self.pieces[:num]) for num in (count, count + 1) if 0 < num <= len(self.pieces)]
+        choices = [*beginnings, *self._variations(count)] if self.fine else beginnings
+        seen = [point.removed for point in self.points]
+        untried = [choice for choice in choices if _removed(choice.pieces) not in seen]
+
+        def cost(choice: Choice) -> float:
+            return abs(math.log(self.estimate(choice) / aim_ms)) + choice.detour
+
+        best = min(untried, key=cost, default=None)
+        # What was only added up from the differences of two is looked up before it is taken for the best.
+        return best and self._of(best.pieces, best.detour)
+
+    def _border(self, aim_ms: float) -> int:
+        """The longest beginning of the list that is too slow by what is known."""
+        low, high = 0, len(self.pieces)
+        for point in self.points:  # measured beginnings of the list
+            for count in range(low, high + 1):
+                if _removed(self.pieces[:count]) == point.removed:
+                    low, high = (max(low, count), high) if point.measured_ms > aim_ms else (low, max(count - 1, low))
+                    break
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.estimate(self._of(self.pieces[:middle])) > aim_ms:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _variations(self, count: int) -> Iterator[Choice]:
+        """A beginning of the list with more or less of one block or of two."""
+        base = self.pieces[:count]
+        start = self._table(base)
+        singles: list[tuple[str, tuple[Piece, ...], Choice]] = []
+        for name, moved, detour in self._moves(count):
+            kept = tuple(piece for piece in base if piece.block.name != name)
+            choice = self._of((*kept, *moved), detour)
+            singles.append((name, moved, choice))
+            yield choice
+        for (name, moved, one), (other, moved_too, two) in combinations(singles, 2):
+            if name != other:
+                kept = tuple(piece for piece in base if piece.block.name not in (name, other))
+                table = one.table_ms + two.table_ms - start
+                yield Choice((*kept, *moved, *moved_too), table, one.detour + two.detour)
+
+    def _moves(self, count: int) -> Iterator[tuple[str, tuple[Piece, ...], float]]:
+        """For each block the pieces that go instead of those in a beginning of the list, and what speaks against it."""
+        for name in dict.fromkeys(piece.block.name for piece in self.pieces):
+            gone = [piece for piece in self.pieces[:count] if piece.block.name == name]
+            left = [piece for piece in self.pieces[count:] if piece.block.name == name]
+            if left:
+                yield name, (*gone, left[0]), DETOUR
+                yield from ((name, (*gone, part), DETOUR + SPLIT) for part in _parts(left[0]))
+            if gone:
+                yield name, tuple(gone[:-1]), DETOUR
+                yield from ((name, (*gone[:-1], part), DETOUR + SPLIT) for part in _parts(gone[-1]))
+
+    def _of(self, pieces: Sequence[Piece], detour: float = 0.0) -> Choice:
+        return Choice(tuple(pieces), self._table(pieces), detour)
+
+    def _table(self, pieces: Sequence[Piece]) -> float:
+        key = tuple(sorted(_removed(pieces).items()))
+        if key not in self.tables:
+            self.tables[key] = self.clock.table.predict(without(self.net, pieces), self.clock.inputs)
+        return self.tables[key]
+
+
+def _parts(piece: Piece) -> Iterator[Piece]:
+    """The least valuable channels of a piece, in some steps."""
+    size = len(piece.channels)
+    for count in sorted({size * part // PARTS for part in range(1, PARTS)} - {0}):
+        yield replace(piece, channels=piece.channels[:count])
+
+
+def _removed(pieces: Sequence[Piece]) -> dict[str, int]:
+    """How many channels go of each block: of one block, those worth least go first."""
+    removed: dict[str, int] = {}
+    for piece in pieces:
+        removed[piece.block.name] = removed.get(piece.block.name, 0) + len(piece.channels) * piece.block.size
+    return removed
+
+
+def _apart(some: Removed, others: Removed) -> int:
+    """In how many channels two choices differ."""
+    return sum(abs(some.get(name, 0) - others.get(name, 0)) for name in some.keys() | others.keys())
+
+
+def _distance(ratio: float) -> tuple[bool, float]:
+    """From the goal: one that is reached from below, then one reached, then whatever is nearest."""
+    off = abs(math.log(ratio))
+    return not 1 - REACHED <= ratio <= 1, off

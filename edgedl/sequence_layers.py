@@ -257,14 +257,14 @@ class Alone(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.kind = layer, type(layer)  # an export may write the layer out as another
 
     def forward(self, x: torch.Tensor) -> Any:
-        if isinstance(self.layer, nn.MultiheadAttention):
+        if issubclass(self.kind, nn.MultiheadAttention):
             x = x if self.layer.batch_first else x.transpose(0, 1)
             return self.layer(x, x, x, need_weights=False)[0]
-        if isinstance(self.layer, nn.RNNBase):
+        if issubclass(self.kind, nn.RNNBase):
             return self.layer(x if self.layer.batch_first else x.transpose(0, 1))[0]
-        if isinstance(self.layer, nn.Linear):
+        if issubclass(self.kind, nn.Linear):
             return self.layer(x)
         return self.layer(x.movedim(-1, 1)).movedim(1, -1)

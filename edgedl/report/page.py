@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgedl import analysis, files, gate, plugins
 from edgedl.core import MissingPackage
 from edgedl.report import words
-from edgedl.report.terminal import largest, milliseconds, missing_figures, share, size, sparsity_in_words
+from edgedl.report.terminal import largest, milliseconds, missed_goals, missing_figures, share, size, sparsity_in_words
 from edgedl.run import read_report
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         symbols=symbols_of(_points(groups)),
         conversions=gate.CONVERSIONS,
         sparsity=sparsity_in_words(report),
+        missed=missed_goals(report),
         calibrations=list(_calibrations(folder)),
         recipe_text=_recipe_text(folder),
     )

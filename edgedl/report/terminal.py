@@ -58,6 +58,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         console.print(f"{name}: {rungs}; {agreement_in_words(entry)}")
     if said := sparsity_in_words(report):
         console.print(said)
+    for line in missed_goals(report):
+        console.print(Text(line, style="yellow"))
     console.print()
     for verdict in report["verdicts"]:
         ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
@@ -272,6 +274,28 @@ def sparsity_in_words(report: Mapping[str, Any]) -> str | None:
         f"after gzip: {', '.join(sizes)}; kernels multiply zeros, too, so none is faster for them unless its latency "
         "says so"
     )
+
+
+def missed_goals(report: Mapping[str, Any]) -> list[str]:
+    """What `prune` was asked for and did not reach, and the rounds that it undid; a line each."""
+    lines = []
+    for step in report["steps"]:
+        goal = step["metrics"].get("latency")
+        if step["use"] != "prune" or not goal:
+            continue
+        where = f"{goal['target']['use']}, {goal['precision']}"
+        if not goal["reached"]:
+            side = "slower" if goal["reached_ms"] > goal["goal_ms"] else "faster"
+            lines.append(
+                f"prune missed its goal of {milliseconds(goal['goal_ms'])} on {where}: the file takes "
+                f"{milliseconds(goal['reached_ms'])}, {side} by more than 10 %; a smaller round_to leaves more choice"
+            )
+        rounds = step["metrics"]["iterations"]
+        if undone := sum(record["latency"]["undone"] for record in rounds):
+            lines.append(
+                f"prune undid {undone} of {len(rounds)} rounds: all that was tried there made the file for {where} slower"
+            )
+    return lines
 
 
 def size(num_bytes: int | None) -> str:

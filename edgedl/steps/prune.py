@@ -131,6 +131,8 @@ class Prune(LearningStep):
                     net, history = self.fit(net, task, task.loss)
                 trained = {"score_before_training": found["score"], "training": history}
                 rounds.append((figures(net, inputs, task) if history else found) | trained | timed)
+            if clock is not None:
+                metrics["latency"] |= clock.conclude(net, trained=any(record["training"] for record in rounds))
         if rounds[-1]["widths"] == before["widths"] and self.latency_ms is None:
             raise UsageError(
                 f"prune: too little is asked for, or round_to = {self.round_to} is too coarse: nothing is removed "
