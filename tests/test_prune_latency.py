@@ -165,16 +165,18 @@ def stairs(tile: int) -> Callable[[nn.Module, float], float]:
 
 @pytest.mark.parametrize("share", [0.85, 0.75, 0.65, 0.55, 0.45, 0.35])
 @pytest.mark.parametrize("tile", [1, 8, 16])
-def test_a_goal_between_two_stairs_is_met_from_below(paced, tile, share):
+def test_a_goal_between_two_stairs_is_met(paced, tile, share):
     net = cnn()
     paced(stairs(tile))
     given = stairs(tile)(net, 0)
     smaller, metrics = pruned(net, latency_ms=given * share, target={"use": PACED}, iterations=2, round_to=16)
     takes = stairs(tile)(smaller, 0)
-    assert 0.9 * given * share <= takes <= given * share
+    assert 0.9 * given * share <= takes <= 1.1 * given * share
     assert metrics["latency"]["reached"]
     assert metrics["latency"]["reached_ms"] == pytest.approx(takes)
     last = metrics["iterations"][-1]["latency"]
+    if takes > given * share:  # then from below it was nowhere to be had
+        assert not any(0.9 <= tried["measured_ms"] / last["goal_ms"] <= 1 for tried in last["tried"])
     assert len(last["tried"]) <= latency_goal.MAX_TRIES
     assert len({json.dumps(tried["removed"], sort_keys=True) for tried in last["tried"]}) == len(last["tried"])
 
@@ -194,9 +196,8 @@ def test_the_file_kept_is_the_nearest_of_those_tried(paced):
         record = metrics["iterations"][0]["latency"]
         ratios = [tried["measured_ms"] / record["goal_ms"] for tried in record["tried"] if not tried["slower"]]
         below = [ratio for ratio in ratios if 0.9 <= ratio <= 1]
-        assert record["measured_ms"] / record["goal_ms"] == pytest.approx(
-            max(below) if below else min(ratios, key=lambda ratio: abs(np.log(ratio)))
-        )
+        nearest = max(below) if below else min(ratios, key=lambda ratio: abs(np.log(ratio)))
+        assert record["measured_ms"] / record["goal_ms"] == pytest.approx(nearest)
 
 
 def test_a_goal_that_is_missed_is_told(paced):

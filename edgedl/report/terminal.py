@@ -58,8 +58,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         console.print(f"{name}: {rungs}; {agreement_in_words(entry)}")
     if said := sparsity_in_words(report):
         console.print(said)
-    for line in missed_goals(report):
-        console.print(Text(line, style="yellow"))
+    for missed in missed_goals(report):
+        console.print(Text(missed, style="yellow"))
     console.print()
     for verdict in report["verdicts"]:
         ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
@@ -284,7 +284,7 @@ def missed_goals(report: Mapping[str, Any]) -> list[str]:
         if step["use"] != "prune" or not goal:
             continue
         where = f"{goal['target']['use']}, {goal['precision']}"
-        if not goal["reached"]:
+        if not goal.get("reached", True):  # which older runs lack
             side = "slower" if goal["reached_ms"] > goal["goal_ms"] else "faster"
             lines.append(
                 f"prune missed its goal of {milliseconds(goal['goal_ms'])} on {where}: the file takes "
@@ -293,7 +293,7 @@ def missed_goals(report: Mapping[str, Any]) -> list[str]:
         rounds = step["metrics"]["iterations"]
         if undone := sum(record["latency"]["undone"] for record in rounds):
             lines.append(
-                f"prune undid {undone} of {len(rounds)} rounds: all that was tried there made the file for {where} slower"
+                f"prune undid {undone} of {len(rounds)} rounds: all that was tried made the file slower on {where}"
             )
     return lines
 

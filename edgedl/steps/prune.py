@@ -57,6 +57,8 @@ class Prune(LearningStep):
     Give one goal: `ratio`, the share of prunable channels to remove; `macs` or `size`, the share of
     multiply-accumulates or of parameters to keep; or `latency_ms`, what the file for `target` is to take for one
     sample, at `precision`. Each of the `iterations` takes an equal stride there, and then trains for `epochs`, if any.
+    Widths stay multiples of `round_to`; where that is too coarse for a latency, the last round leaves a few that are
+    not. The file then takes at most 10 % more or less than `latency_ms`, or the report says that the goal was missed.
     """
 
     use: str = "prune"
