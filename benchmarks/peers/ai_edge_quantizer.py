@@ -26,8 +26,8 @@ def quantize(recipe: str, algorithm: str, averaged: bool, source: Path, file: Pa
     if tool.need_calibration:
         for end in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):  # callers feed floats, as elsewhere
             tool.update_quantization_recipe(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
-        samples = list(peers.samples(source))
-        signature = _signature(source)
+        signature, names = _signature(source)
+        samples = [dict(zip(names, sample.values(), strict=True)) for sample in peers.samples(source)]
         calibrated = tool.calibrate({signature: samples if averaged else samples[:1]}, num_threads=1)
         for sample in [] if averaged else samples[1:]:
             for name, extremes in tool.calibrate({signature: [sample]}, num_threads=1).items():
@@ -35,11 +35,12 @@ def quantize(recipe: str, algorithm: str, averaged: bool, source: Path, file: Pa
     tool.quantize(calibrated, serialize_to_path=str(file), enable_progress_report=False)
 
 
-def _signature(source: Path) -> str:
+def _signature(source: Path) -> tuple[str, list[str]]:
+    """The name of the file's entry, and those of its inputs in order."""
     from ai_edge_litert.interpreter import Interpreter
 
-    (name,) = Interpreter(str(source / "converted.tflite")).get_signature_list()
-    return str(name)
+    ((name, entry),) = Interpreter(str(source / "converted.tflite")).get_signature_list().items()
+    return str(name), list(entry["inputs"])
 
 
 FILES: dict[str, peers.Write] = {
