@@ -62,9 +62,10 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @_without_garbage_collection()
-def build_engine(trt: Any, onnx_file: Path, compute_capabilities: Sequence[str] = ()) -> bytes:
+def build_engine(trt: Any, onnx_file: Path, compute_capabilities: Sequence[str] = (), *, sparse: bool = False) -> bytes:
     """The serialized engine of an ONNX file with fixed shapes, strongly typed: precision is what the file says.
 
+    With `sparse`, layers with two zeros in every four weights may run on the GPU's sparse tensor cores.
     TensorRT builds for the GPU here. TensorRT-RTX needs none: its engine is for `compute_capabilities` ("8.6", "12.0"),
     or all from 8.0 on. Raises `TargetError` with the node and operator that is refused, or the builder's words.
     """
@@ -79,6 +80,8 @@ def build_engine(trt: Any, onnx_file: Path, compute_capabilities: Sequence[str] 
     if not parser.parse(onnx_file.read_bytes(), str(onnx_file)):
         raise TargetError(f"{onnx_file}: {describe(trt)} {_refusal(parser, log)}")
     config = builder.create_builder_config()
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if compute_capabilities:
         config.num_compute_capabilities = len(compute_capabilities)
     for index, version in enumerate(compute_capabilities):

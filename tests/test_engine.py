@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgedl import engine
 from edgedl.core import Model, ModelFileError, TargetError
 from edgedl.quantize.simulate import Quantization
-from edgedl.targets.tensorrt import BUILD_SCRIPT, TensorRT, check_onnx
+from edgedl.targets.tensorrt import BUILD_SCRIPT, TensorRT, build_script, check_onnx
 from edgedl.targets.tensorrt_rtx import TensorRTRTX
 from tests.toys import Noise
 
@@ -272,6 +272,23 @@ def test_script_passes_the_options_of_each_major(
     assert build == [*expected, "--timingCacheFile=timing.cache", "--skipInference"]
     assert timing == ["--loadEngine=model.engine", *timed]
     assert (tmp_path / "a run/model.engine").read_text() == "engine\n"
+
+
+def test_script_of_a_sparse_network_asks_for_sparse_kernels(tmp_path: Path, run_script: RunScript) -> None:
+    (tmp_path / "a run/build.sh").write_text(build_script(sparse=True))
+    assert run_script().returncode == 0
+    (call,) = (tmp_path / "tools/calls").read_text().splitlines()
+    assert call.split().count("--sparsity=enable") == 1
+
+
+def test_a_sparse_network_is_built(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 64)
+    with torch.no_grad():
+        layer.weight.view(-1, 4)[:, 2:] = 0
+    task = Noise(shape=(64,))
+    artifact = TensorRTRTX().build(Model(net=layer.eval(), sparse=True), task, tmp_path, batch_size=2)
+    assert artifact.file.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("status", [0, 3])

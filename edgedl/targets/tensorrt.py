@@ -46,10 +46,10 @@ class TensorRT(Target):
         check_onnx(file)
         versions = {"onnx": onnx.__version__}
         if (rtx := _tensorrt_rtx()) is not None:
-            build_engine(rtx, file)
+            build_engine(rtx, file, sparse=model.sparse)
             versions["checked_by"] = describe(rtx)
         script = folder / "build.sh"
-        script.write_text(BUILD_SCRIPT)
+        script.write_text(build_script(model.sparse))
         script.chmod(0o755)
         tensorrt, gpu = _tensorrt(), find_gpu()
         if tensorrt is None or gpu is None:
@@ -64,7 +64,7 @@ class TensorRT(Target):
                 built_for="any GPU of TensorRT 10 or 11, once build.sh has run on it",
             )
         engine = folder / "model.engine"
-        engine.write_bytes(build_engine(tensorrt, file))
+        engine.write_bytes(build_engine(tensorrt, file, sparse=model.sparse))
         return Artifact(
             file=engine,
             precision=model.precision,
@@ -78,6 +78,11 @@ class TensorRT(Target):
         import tensorrt
 
         return EngineSession(tensorrt, file)
+
+
+def build_script(sparse: bool) -> str:
+    """`build.sh`, which builds the engine on the device."""
+    return BUILD_SCRIPT.replace("\nsparsity= #", "\nsparsity=--sparsity=enable #") if sparse else BUILD_SCRIPT
 
 
 def check_onnx(file: Path) -> None:
@@ -147,6 +152,7 @@ trtexec=${TRTEXEC:-}
 for candidate in trtexec /usr/src/tensorrt/bin/trtexec; do
     if [ -z "$trtexec" ] && command -v "$candidate" >/dev/null; then trtexec=$candidate; fi
 done
+sparsity= # set to --sparsity=enable where weights are zero in a pattern that sparse tensor cores take
 [ -n "$trtexec" ] || fail "no trtexec in PATH or /usr/src/tensorrt/bin; install TensorRT or set TRTEXEC"
 
 # The first line says, for TensorRT 10.3.0: &&&& RUNNING TensorRT.trtexec [TensorRT v100300] # ...
@@ -166,7 +172,7 @@ esac
 engine=$here/model.engine
 trap 'rm -f "$engine.partial"' EXIT
 "$trtexec" --onnx="$here/model.onnx" --saveEngine="$engine.partial" ${typed:+"$typed"} \\
-    --timingCacheFile="$here/timing.cache" --skipInference
+    ${sparsity:+"$sparsity"} --timingCacheFile="$here/timing.cache" --skipInference
 mv "$engine.partial" "$engine"
 echo "build.sh: wrote $engine"
 

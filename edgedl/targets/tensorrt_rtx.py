@@ -43,7 +43,7 @@ class TensorRTRTX(Target):
         export_onnx(self.graph(model), task, source, batch_size)
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(source)
-        engine.write_bytes(build_engine(tensorrt_rtx, source, self.compute_capabilities))
+        engine.write_bytes(build_engine(tensorrt_rtx, source, self.compute_capabilities, sparse=model.sparse))
         versions = {"onnx": onnx.__version__, "tensorrt-rtx": tensorrt_rtx.__version__}
         gpu, reason = find_gpu(), why_no_gpu()
         if gpu is not None:
