@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -91,6 +92,22 @@ def test_the_deployed_file_repeats_the_simulation(form, use, net, plan, tmp_path
     assert climb.breach is None
     assert climb.agreement.sqnr_db > climb.quantization_db + 20
     assert artifact.precision == form
+
+
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime", "tensorrt"])
+def test_layers_that_int8_harms_have_weights_of_half_precision(use, net, plan, tmp_path):
+    target = plugins.load("targets", use).model_validate({})
+    files = {}
+    for name, plan_of in (("float", None), ("mixed", plan.in_form("mixed", ["first", "second", "head.2"]))):
+        (tmp_path / name).mkdir()
+        artifact = target.build(Model(net=net, quantization=plan_of), TASK, tmp_path / name, batch_size=1)
+        files[name] = artifact.stand_in or artifact.file
+    weights = sum(value.numel() for value in net.parameters() if value.ndim > 1)
+    assert files["mixed"].stat().st_size < files["float"].stat().st_size - weights
+    if use == "tensorrt":  # which computes so, too
+        graph = onnx.load(files["mixed"]).graph
+        casts = [node.attribute[0].i for node in graph.node if node.op_type == "Cast"]
+        assert casts.count(onnx.TensorProto.FLOAT16) == casts.count(onnx.TensorProto.FLOAT) > 0
 
 
 def test_what_is_left_in_float_has_no_grids(plan):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from edgedl.core import TargetError
-from edgedl.quantize.folding import attribute, fold_batch_norms, fold_factors
+from edgedl.quantize.folding import attribute, constant, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, IntegerInterpreter
 from edgedl.quantize.operators import OPERATORS, Operator, Role
 from edgedl.quantize.quantizer import is_float
@@ -267,6 +267,36 @@ def _scales(rows: torch.Tensor, largest: int) -> torch.Tensor:
         best = torch.where(error < least, scale[:, 0], best)
         least = torch.minimum(error, least)
     return best
+
+
+def halved(graph: GraphModule, scheme: Scheme) -> GraphModule:
+    """Gives layers that a mixture leaves in float weights of half precision, in place: half the bytes, as exact as int8
+    ones beside them need. Where the scheme computes in half precision, these layers do so too."""
+    to, nodes = torch.ops.aten.to.dtype, graph.graph
+    for node in list(nodes.nodes):
+        operator = weighted_operator(node)
+        if operator is None:
+            continue
+        args, computes = list(node.args), scheme.computes_in_half and operator is not EMBEDDING
+        sources = [cast("Node | None", args[index]) for index in (operator.weight, operator.bias) if index < len(args)]
+        values = [None if one is None else attribute(graph, str(one.target)).detach() for one in sources]
+        if any(value is not None and float(value.abs().max()) > LARGEST_HALF for value in values):
+            continue
+        with nodes.inserting_before(node):
+            for index, name, value in zip((operator.weight, operator.bias), ("weight", "bias"), values, strict=False):
+                if value is not None and (computes or index == operator.weight):
+                    half = value.half() if computes else value.half().float()
+                    args[index] = constant(graph, f"{node.name}_half_{name}", half)
+            if computes:
+                args[0] = nodes.call_function(to, (args[0], torch.float16))
+        node.args = tuple(args)
+        if computes:
+            with nodes.inserting_after(node):
+                whole = nodes.call_function(to, (node, torch.float32))
+            node.replace_all_uses_with(whole, delete_user_cb=lambda user, made=whole: user is not made)
+    nodes.eliminate_dead_code()
+    graph.recompile()
+    return graph
 
 
 def _round_parameters(graph: GraphModule) -> None:

@@ -183,7 +183,8 @@ class Quantization:
             return replace(self._calibrated(scheme).leaving(mixed.all_but_weighted), form=self.form)
         if self.form == "mixed":
             kept = frozenset(self.blocks)
-            return replace(self._calibrated(scheme).leaving(lambda graph: mixed.kept(graph, kept)), form=self.form)
+            found = self._calibrated(scheme).leaving(lambda graph: mixed.kept(graph, kept))
+            return replace(found, graph=forms.halved(found.graph, scheme), form=self.form)
         graph = forms.rewritten(export_graph(self.net, self.task), self.form, scheme, self.group_size)
         return Simulation(graph, self.task, scheme, (), {}, self.form)
 

@@ -55,7 +55,8 @@ class Quantize(LearningStep):
     `corrections` that make good some of what it costs: those named, or with "auto" those that help. `dynamic`:
     activations get their ranges at run time. `weight-only`: activations stay float. With int4, linear layers have
     4-bit weights, where a runtime has groups with a scale for each `group_size` inputs, and all others 8-bit ones.
-    With "mixed", the blocks that int8 harms most stay in float.
+    With "mixed", the blocks that int8 harms most stay in float, with weights of half precision; TensorRT computes them
+    in half precision.
 
     `qat` trains the network as it will be quantized, from the ranges of `ptq`, against the labels and, for the share
     `weight` of the loss, against its teacher, the float network as the last `train` step left it. Ranges are learned

@@ -83,7 +83,7 @@ def _store(file: Path, precision: str) -> None:
         onnx_forms.pack_for_onnxruntime(file)
     if precision in ("int8 dynamic", "int8 weights", "int4 weights"):
         onnx_forms.store_in_eight_bits(file)
-    if precision == "fp16":
+    if precision in ("fp16", "mixed"):
         onnx_forms.store_in_half(file)
 
 

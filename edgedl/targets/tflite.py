@@ -76,7 +76,7 @@ def _stored(content: bytes, precision: str) -> bytes:
         _pack_four_bits(graph)
     if precision.endswith("dynamic"):
         _scale_at_run_time(graph)
-    if precision == "fp16":
+    if precision in ("fp16", "mixed"):
         _store_in_half(graph)
     if precision in STATIC_FORMS:
         _compute_in_float(graph, "GELU")
