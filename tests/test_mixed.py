@@ -110,6 +110,13 @@ def test_layers_that_int8_harms_have_weights_of_half_precision(use, net, plan, t
         assert casts.count(onnx.TensorProto.FLOAT16) == casts.count(onnx.TensorProto.FLOAT) > 0
 
 
+def test_layers_keep_what_their_kernels_apply():
+    net = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), Residual(8)).eval()  # its value is needed in two places
+    graph = Quantization(net, TASK, "min-max").in_form("int8 layers").simulated(LITERT).graph
+    first, *_ = (node for node in graph.graph.nodes if str(node.target) == "aten.conv2d.default")
+    assert [str(user.target) for user in first.users] == ["quantized_decomposed.quantize_per_tensor.default"]
+
+
 def test_what_is_left_in_float_has_no_grids(plan):
     graph = plan.in_form("mixed", ["first", "second", "head.2"]).simulated(ONNXRUNTIME).graph
     assert not [node for node in graph.graph.nodes if node.op == "call_function" and "quantize" in str(node.target)]

@@ -61,9 +61,16 @@ def kept(graph: GraphModule, names: Collection[str], part_of: PartOf = block_of)
 
 
 def all_but_weighted(graph: GraphModule) -> set[Node]:
-    """Every operator but those with weights: the stream between them stays in float."""
-    roles = {node: OPERATORS.get(str(node.target)) for node in graph.graph.nodes if _computes(node)}
-    return {node for node, operator in roles.items() if operator is None or operator.role is not Role.WEIGHTED}
+    """Every operator but those with weights and what their kernels apply: the stream between them stays in float."""
+    return {node for node in graph.graph.nodes if _computes(node) and not _is_weighted(node)}
+
+
+def _is_weighted(node: Node) -> bool:
+    operator = OPERATORS.get(str(node.target))
+    if operator is None or operator.role is not Role.ACTIVATES:
+        return operator is not None and operator.role is Role.WEIGHTED
+    source = node.args[0]  # right behind it: with a grid between the two it would be a kernel of its own
+    return isinstance(source, Node) and _is_weighted(source)
 
 
 def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:
