@@ -19,6 +19,8 @@ QUANTIZED_MARGIN_DB = 10.0
 HALF_AGREEMENT_DB = 40.0
 """A file that computes in half precision rounds where its kernels end, which is the builder's choice: that noise is as
 large as the form's own, so none can be nearer to a simulation. Sound files reach 50 dB and more."""
+ROUNDING_DB = 100.0
+"""Float arithmetic in another order agrees to 120 dB and more; what is below has a code in it that tipped over."""
 MIN_SAME_DECISIONS = 0.99
 
 
@@ -89,7 +91,9 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
     needed = min(needed, HALF_AGREEMENT_DB) if in_half else needed
     breached = agreement.sqnr_db < needed or (agreement.same_decision or 1.0) < MIN_SAME_DECISIONS
     divergence = None
-    if breached or agreement.max_steps:
+    # Float outputs have no steps, but the values that they are made of may have.
+    tipped = quantization_db is not None and agreement.max_steps is None and agreement.sqnr_db < ROUNDING_DB
+    if breached or agreement.max_steps or tipped:
         batch = _worst_batch(simulated.outputs, deployed.outputs, task, batch_size(session))
         divergence = first_divergence(_inside(model, target, task, batch), session.activations(batch), needed)
     return Climb(

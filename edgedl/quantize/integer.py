@@ -180,6 +180,8 @@ class IntegerInterpreter(Interpreter):
         return cast("Any", node.target)(*cast("tuple[Any, ...]", args), **node.kwargs)
 
     def _note(self, node: Node, value: Any) -> None:
+        if node.target == QUANTIZE and cast("Node", node.args[0]).op == "get_attr":
+            return  # constants stand in files as they are, and are no runtime's work
         if node.target == QUANTIZE:
             scale, zero_point = cast("float", node.args[1]), cast("int", node.args[2])
             real = (value.numpy().astype(np.float32) - zero_point) * np.float32(scale)
