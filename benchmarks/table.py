@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder")
     folder = parser.parse_args().results
-    for name, written in (("quantization", markdown), ("pruning", pruning)):
+    for name, written in (("quantization", markdown), ("pruning", pruning), ("auto", auto)):
         if (file := folder / f"{name}.json").exists():
             file.with_suffix(".md").write_text(written(json.loads(file.read_text())))
 
@@ -88,6 +88,29 @@ def pruning(results: dict[str, Any]) -> str:
         "medians for times. Speed-ups of float files over the whole network's; s: pruning and training."
     )
     return "\n".join(["# Pruning: edgedl against torch-pruning", "", about, "", *_table(header, lines)]) + "\n"
+
+
+def auto(results: dict[str, Any]) -> str:
+    """A line for every network and runtime, of one seed each."""
+    worth = ["score", "dB", "kB", "speed-up"]
+    header = ["network", "seed", "runtime", "auto ships", *worth, "by hand", *worth]
+    lines = []
+    for row in results["rows"]:
+        cells = [row["network"], str(row["seed"]), row["runtime"], row["auto"]["variant"], *_worth(row["auto"])]
+        peer = row.get("peer")
+        lines.append([*cells, Path(peer["file"]).stem if peer else NONE, *(_worth(peer) if peer else [NONE] * 4)])
+    about = (
+        f"Measured on {results['device']['name']}, one thread, batches of one. By hand: of all files of AI Edge "
+        "Quantizer the fastest whose test score is within the limit, timed in turn with what `auto` ships; that "
+        "was chosen without test samples. Speed-ups are over edgedl's float file; what would be slower is not shipped."
+    )
+    return "\n".join(["# Method auto: what is shipped", "", about, "", *_table(header, lines)]) + "\n"
+
+
+def _worth(row: Row) -> list[str]:
+    noise = f"{row['snr_db']:.1f}" if "snr_db" in row else NONE
+    speedup = f"{row['speedup']['median']:.2f}×" if row["speedup"] else "1.00×"
+    return [f"{row['score']:.4f}", noise, f"{row['size_bytes'] / 1e3:.0f}", speedup]
 
 
 def _seeds(rows: Sequence[Row]) -> str:

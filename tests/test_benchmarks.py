@@ -8,11 +8,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from benchmarks import environments, networks, pruning, quantization, table
-from benchmarks.networks import SUBJECTS, Subject
+from benchmarks import auto, environments, networks, pruning, quantization, table
+from benchmarks.networks import LSTM, SUBJECTS, DigitRows, Subject
 from benchmarks.peers import edgedl as ours
-from edgedl import training
+from edgedl import recipe, training
 from edgedl.core import TensorSpec
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
@@ -54,6 +55,29 @@ def test_the_table_holds_ours_against_the_best_and_the_median_of_the_peers():
     assert f"| cnn | tflite | 41.0 | static, 2.00×, 5 kB | 36.0 | {best} | 33.0 | 3.0 | 1.8 |" in text
     assert "| tflite | edgedl | static | 0.9000 | 41.0 (40.0 to 42.0) | 2.00× | 5 | 3.0 |" in text
     assert "| tflite | ai_edge_quantizer | dynamic | 0.9000 | 90.0 | 2.00× | 5 | 2.0 |" in text
+
+
+def test_what_auto_ships_stands_beside_the_peer_s_best():
+    speedup = {"median": 1.5, "ci95": [1.4, 1.6]}
+    ours = {"variant": "int8-layers", "score": 0.9, "size_bytes": 2000, "speedup": speedup, "snr_db": 40.0}
+    rows = [
+        {"network": "cnn", "seed": 0, "runtime": "tflite", "auto": ours, "peer": ours | {"file": "dynamic.tflite"}},
+        {"network": "cnn", "seed": 0, "runtime": "onnxruntime", "auto": ours | {"variant": "float", "speedup": None}},
+    ]
+    text = table.auto({"device": {"name": "a machine"}, "rows": rows})
+    worth = "0.9000 | 40.0 | 2 | 1.50×"
+    assert f"| cnn | 0 | tflite | int8-layers | {worth} | dynamic | {worth} |" in text
+    assert "| cnn | 0 | onnxruntime | float | 0.9000 | 40.0 | 2 | 1.00× | – | – | – | – | – |" in text
+
+
+def test_auto_s_recipes_are_whole_and_build_the_trained_network(tmp_path, monkeypatch):
+    monkeypatch.setitem(SUBJECTS, "tiny", Subject(DigitRows(), LSTM(hidden=4), Train(epochs=1)))
+    net = SUBJECTS["tiny"].network.build(DigitRows())
+    save_file(net.state_dict(), tmp_path / "weights.safetensors")
+    made = recipe.parse(auto.recipe_of("tiny", tmp_path), tmp_path / "auto.toml")
+    assert isinstance(made.task, DigitRows)
+    built = made.model.build(made.task)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in built.state_dict().items())
 
 
 def test_failures_are_in_the_table_with_their_reason():
