@@ -160,7 +160,8 @@ def _inside(model: Model, target: Target, task: Task, batch: Batch) -> list[Acti
 
     inputs = [batch[name] for name in task.inputs]
     if model.quantization is None:
-        return activations(export_graph(model.net, task), inputs)
+        whole_recurrent = bool(target.scheme.whole_recurrent)  # as the float file has them
+        return activations(export_graph(model.net, task, whole_recurrent), inputs)
     return model.quantization.simulated(target.scheme).activations(inputs)
 
 

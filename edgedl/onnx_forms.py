@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 MIN_HALVED = 16
 """Constants of fewer numbers stay float32 in `store_in_half`: a cast costs more than they do."""
@@ -64,6 +65,27 @@ class _Editor:
         values: np.ndarray = numpy_helper.to_array(self.constants[name])
         return values
 
+    def joined(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Codes and scales, one for each row, of a value that is cut and joined of int8 weights; None for others."""
+
+        def computed(source: str, leaf: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray | None:
+            if source in self.constants:
+                return self.value(source)
+            node = self.makers.get(source)
+            if node is None:
+                return None
+            if node.op_type == "DequantizeLinear" and node.input[0] in self.constants:
+                return leaf(self.value(node.input[0]), self.value(node.input[1]))
+            sources = {given: computed(given, leaf) for given in node.input if given}
+            if any(values is None for values in sources.values()):
+                return None
+            made: np.ndarray = ReferenceEvaluator(node).run(None, sources)[0]
+            return made
+
+        codes = computed(name, lambda codes, _: codes)
+        scales = computed(name, lambda codes, scales: np.broadcast_to(scales[:, None], codes.shape))
+        return None if codes is None or scales is None or codes.dtype != np.int8 else (codes, scales[..., 0])
+
     def weights(self, kinds: tuple[str, ...]) -> Iterator[_Weight]:
         """The quantized weights that operators of these kinds take as their second input."""
         for user in list(self.graph.node):
@@ -90,6 +112,11 @@ class _Editor:
         self.graph.node.remove(old)
         for offset, node in enumerate(new):
             self.graph.node.insert(index + offset, node)
+
+    def use_operators_of(self, domain: str) -> None:
+        """Notes that nodes may be of a domain beside ONNX's own."""
+        if all(opset.domain != domain for opset in self.model.opset_import):
+            self.model.opset_import.append(helper.make_opsetid(domain, 1))
 
     def drop_unused(self) -> None:
         """Removes nodes, and then initializers, that nothing takes."""
@@ -175,6 +202,43 @@ def scale_at_run_time(file: Path) -> None:
     _save(editor, file)
 
 
+def pack_recurrent(file: Path, run_time_scales: bool) -> None:
+    """Makes a constant each of the int8 weights of LSTMs and GRUs, which exporters cut and join gate by gate.
+
+    With `run_time_scales`, LSTMs become onnxruntime's operator that quantizes inputs and states when it runs. The
+    others, and GRUs, for which there is none, compute in float with weights made of these when a file is loaded.
+    """
+    editor = _Editor(onnx.load(str(file)))
+    for node in [node for node in editor.graph.node if node.op_type in ("LSTM", "GRU")]:
+        found = {index: weight for index in (1, 2) if (weight := editor.joined(node.input[index])) is not None}
+        if len(found) < 2:
+            continue  # the network computes them
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        nodes = [made]
+        quantizes = run_time_scales and node.op_type == "LSTM"
+        if quantizes:
+            made.op_type, made.domain = "DynamicQuantizeLSTM", "com.microsoft"
+            editor.use_operators_of(made.domain)
+            attributes = [attribute for attribute in node.attribute if attribute.name != "layout"]
+            del made.attribute[:]
+            made.attribute.extend(attributes)  # it knows no layout but the first, the exporter's
+            made.input.extend([""] * (8 - len(made.input)))
+        for index, (codes, scales) in found.items():
+            name = f"{node.name}_{('inputs', 'states')[index - 1]}"
+            if quantizes:
+                made.input[index] = editor.constant(name, codes.transpose(0, 2, 1))
+                made.input.append(editor.constant(f"{name}_scale", scales))
+                made.input.append(editor.constant(f"{name}_zero_point", np.zeros(scales.shape, np.int8)))
+                continue
+            held, unit = editor.constant(name, codes), editor.constant(f"{name}_scale", scales[..., None])
+            made.input[index] = f"{name}_weight"
+            cast = helper.make_node("Cast", [held], [f"{name}_codes"], to=TensorProto.FLOAT)
+            nodes[-1:-1] = [cast, helper.make_node("Mul", [f"{name}_codes", unit], [made.input[index]])]
+        editor.replace(node, nodes)
+    _save(editor, file)
+
+
 def pack_for_onnxruntime(file: Path) -> None:
     """Turns dense layers with 4-bit weights in groups into onnxruntime's MatMulNBits."""
     editor = _Editor(onnx.load(str(file)))
@@ -194,7 +258,7 @@ def pack_for_onnxruntime(file: Path) -> None:
         attributes = {"K": num_inputs, "N": num_outputs, "bits": 4, "block_size": group}
         packed = helper.make_node("MatMulNBits", inputs, [name], user.name, domain="com.microsoft", **attributes)
         editor.replace(user, [packed])
-    editor.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    editor.use_operators_of("com.microsoft")
     _save(editor, file)
 
 

@@ -18,16 +18,23 @@ State: TypeAlias = tuple[Tensor, ...]
 """What a cell hands to its next step, each (1, N, H): an LSTM's output and memory, a GRU's output."""
 
 
-def open_recurrent(net: nn.Module) -> nn.Module:
-    """`net` with every LSTM and GRU written out; itself if it has none, else a copy that computes the same."""
-    if not any(type(module) in LAYERS for module in net.modules()):
+def open_recurrent(net: nn.Module, projected_only: bool = False) -> nn.Module:
+    """`net` with every LSTM and GRU written out; itself if it has none, else a copy that computes the same.
+
+    With `projected_only` just LSTMs with a projection, which ONNX's operator lacks.
+    """
+
+    def opens(module: nn.Module) -> bool:
+        return type(module) in LAYERS and (not projected_only or cast("nn.RNNBase", module).proj_size > 0)
+
+    if not any(opens(module) for module in net.modules()):
         return net
-    if type(net) in LAYERS:
+    if opens(net):
         return OpenRecurrent(cast("nn.RNNBase", net))
     net = copy.deepcopy(net)
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
-            if type(child) in LAYERS:
+            if opens(child):
                 setattr(module, name, OpenRecurrent(cast("nn.RNNBase", child)))
     return net
 

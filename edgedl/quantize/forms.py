@@ -15,9 +15,10 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from edgedl.core import TargetError
+from edgedl.quantize.dynamic_lstm import QuantizedWeight, Weights, dynamic_lstm, onnxruntime_codes
 from edgedl.quantize.folding import attribute, constant, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, IntegerInterpreter
-from edgedl.quantize.operators import OPERATORS, Operator, Role
+from edgedl.quantize.operators import GRU, LSTM, OPERATORS, RECURRENT_PARAMETERS, Operator, Role
 from edgedl.quantize.quantizer import is_float
 from edgedl.quantize.schemes import Form, Scheme
 
@@ -49,7 +50,13 @@ def rewritten(graph: GraphModule, form: Form, scheme: Scheme, group_size: int) -
         raise TargetError(f"{form}: the network has no linear layer{unless}, and no other can have 4-bit weights")
     for node, operator in weighted:
         in_small = node in small
-        _quantize_weight(graph, node, operator, LARGEST_4_BIT if in_small else scheme.weight_max, group * in_small)
+        largest = LARGEST_4_BIT if in_small else scheme.weight_max
+        weight = cast("Node", node.args[operator.weight])
+        made = _quantized(graph, node, weight, f"{node.name}_weight", operator.weight_axis, largest, group * in_small)
+        node.update_arg(operator.weight, made)
+    for node in graph.graph.nodes:
+        if str(node.target) in (LSTM, GRU) and form in scheme.whole_recurrent:
+            _quantize_recurrent(graph, node, scheme.weight_max)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -125,8 +132,10 @@ class DynamicInterpreter(IntegerInterpreter):
             self._note(n, value)
         return value
 
-    def _run_time_scaled(self, node: Node) -> torch.Tensor | None:
+    def _run_time_scaled(self, node: Node) -> torch.Tensor | tuple[torch.Tensor, ...] | None:
         operator = OPERATORS.get(str(node.target))
+        if str(node.target) == LSTM and self.scheme.run_time_scales == "tensor":
+            return self._lstm(node)
         if operator is None or operator.role is not Role.WEIGHTED:
             return None
         weight = cast("Node", node.args[operator.weight])
@@ -141,7 +150,7 @@ class DynamicInterpreter(IntegerInterpreter):
         if not shared:
             own = _sample_dimension(node)
             shared = tuple(dimension for dimension in range(values.ndim) if dimension != own)
-        codes, unit = (_litert_codes if by_row else _onnxruntime_codes)(values, shared)
+        codes, unit = (_litert_codes if by_row else onnxruntime_codes)(values, shared)
         codes_of_weight, scales = self.env[cast("Node", weight.args[0])], self.env[cast("Node", weight.args[1])]
         replaced: dict[Node, Any] = {source: codes, weight: codes_of_weight.double()}
         bias = node.args[operator.bias] if len(node.args) > operator.bias else None
@@ -152,6 +161,24 @@ class DynamicInterpreter(IntegerInterpreter):
         scales = scales.reshape(channels)
         offset = self.env[bias].reshape(channels) if isinstance(bias, Node) else torch.zeros(1)
         return _fused(sums * unit, scales, offset) if by_row else sums * (unit * scales) + offset
+
+    def _lstm(self, node: Node) -> tuple[torch.Tensor, ...] | None:
+        """A whole LSTM with int8 products; None if its weights aren't constants."""
+        x, initial, parameters, has_biases, _, _, _, both, batch_first = cast("tuple[Any, ...]", node.args)
+        size = 4 if has_biases else 2
+        directions: list[Weights] = []
+        for start in range(0, len(parameters), size):
+            weights, biases = parameters[start : start + 2], parameters[start + 2 : start + size]
+            if any(weight.target != DEQUANTIZE_WEIGHT for weight in weights):
+                return None
+            of_inputs, of_states = (
+                QuantizedWeight(*(self.env[part] for part in weight.args[:2])) for weight in weights
+            )
+            bias = sum((self.env[bias] for bias in biases), start=torch.zeros(1))
+            directions.append((of_inputs, of_states, bias))
+        values = self.env[x].transpose(0, 1) if batch_first else self.env[x]
+        outputs, h, c = dynamic_lstm(values, [self.env[state] for state in initial], directions, both)
+        return outputs.transpose(0, 1) if batch_first else outputs, h, c
 
     def _of_one_channel(self, node: Node) -> torch.Tensor | None:
         """A float convolution whose outputs see one channel each, depthwise or not; None for any other operator.
@@ -216,27 +243,27 @@ def _litert_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Te
     return codes.double(), 1 / factor
 
 
-def _onnxruntime_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The uint8 codes of DynamicQuantizeLinear, less their zero point, as float64, and the size of their unit."""
-    low = values.amin(tuple(shared), keepdim=True).clamp(max=0)
-    high = values.amax(tuple(shared), keepdim=True).clamp(min=0)
-    scale = torch.where(low == high, torch.ones_like(low), (high - low) / 255)
-    zero_point = torch.round((-low / scale).clamp(0, 255))
-    codes = (torch.round(values / scale) + zero_point).clamp(0, 255) - zero_point
-    return codes.double(), scale
+def _quantize_recurrent(graph: GraphModule, node: Node, largest: int) -> None:
+    """Puts quantize and dequantize nodes between a whole LSTM or GRU and its weights."""
+    parameters = list(cast("Sequence[Node]", node.args[RECURRENT_PARAMETERS]))
+    for index, parameter in enumerate(parameters):
+        if parameter.op == "get_attr" and attribute(graph, str(parameter.target)).ndim == 2:  # biases have one
+            name = f"{node.name}_weight_{index}"
+            parameters[index] = _quantized(graph, node, parameter, name, axis=0, largest=largest)
+    node.update_arg(RECURRENT_PARAMETERS, parameters)
 
 
-def _quantize_weight(graph: GraphModule, node: Node, operator: Operator, largest: int, group: int) -> None:
-    """Puts quantize and dequantize nodes between a weighted operator and its weight.
+def _quantized(
+    graph: GraphModule, node: Node, source: Node, name: str, axis: int, largest: int, group: int = 0
+) -> Node:
+    """Makes quantize and dequantize nodes before `node`, behind its weight `source`, with one scale along `axis`.
 
     With `group`, a scale goes over as many neighbouring inputs of one output: the groups are rows while quantized.
     """
-    weight = attribute(graph, str(cast("Node", node.args[operator.weight]).target)).detach()
-    axis = operator.weight_axis
+    weight = attribute(graph, str(source.target)).detach()
     rows = weight.reshape(-1, group) if group else weight
     scales = _scales(rows.movedim(axis, 0).flatten(1), largest)
     unit = scales.reshape([-1 if dimension == axis else 1 for dimension in range(rows.ndim)])
-    name = f"{node.name}_weight"
     # On the grid already: a converter that divides where torch multiplies would round one in 100,000 the other way.
     graph.register_buffer(name, (torch.round(rows / unit).clamp(-largest, largest) * unit).reshape(weight.shape))
     graph.register_buffer(f"{name}_scale", scales)
@@ -251,7 +278,7 @@ def _quantize_weight(graph: GraphModule, node: Node, operator: Operator, largest
         value = graph.graph.call_function(DEQUANTIZE_WEIGHT, (value, *grid, *limits))
         if group:
             value = graph.graph.call_function(torch.ops.aten.reshape.default, (value, list(weight.shape)))
-    node.update_arg(operator.weight, value)
+    return value
 
 
 def _scales(rows: torch.Tensor, largest: int) -> torch.Tensor:

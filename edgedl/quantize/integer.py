@@ -69,6 +69,9 @@ def _converted(node: Node, values: list[torch.Tensor], scales: list[np.float32],
     return torch.floor(values[0] * float(np.rint(256 * (scales[0] / scale))) / 256 + 0.5)
 
 
+NOT_COMPUTED = (DEQUANTIZE, DEQUANTIZE_WEIGHT, torch.ops.aten.zeros.default)
+"""Not values of layers: in files, what a recurrent layer starts from is a constant."""
+
 LITERT_KERNELS = {
     "aten.add.Tensor": _added,
     "aten.sub.Tensor": _added,
@@ -186,7 +189,7 @@ class IntegerInterpreter(Interpreter):
             scale, zero_point = cast("float", node.args[1]), cast("int", node.args[2])
             real = (value.numpy().astype(np.float32) - zero_point) * np.float32(scale)
             self.quantized.append(Activation(source_layer(node), real, scale))
-        elif node.op == "call_function" and is_float(node) and node.target not in (DEQUANTIZE, DEQUANTIZE_WEIGHT):
+        elif node.op == "call_function" and is_float(node) and node.target not in NOT_COMPUTED:
             self.computed.append(Activation(layer_of(node) or node.name, value.numpy(), None))
 
 

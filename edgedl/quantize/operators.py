@@ -109,5 +109,14 @@ OPERATORS: dict[str, Operator] = {
     "aten.stack.default": _MOVE,
 }
 
+LSTM, GRU = "aten.lstm.input", "aten.gru.input"
+"""Whole layers, in the forms that a scheme names in `whole_recurrent`; in all others their cells are written out.
+
+Only weights are quantized here. onnxruntime has an LSTM with int8 products, which scales its inputs at run time,
+and no such GRU: in the form int8 dynamic, too, that computes in float, with weights stored in int8.
+"""
+RECURRENT_PARAMETERS = 2
+"""The position of the list of weights and biases among the arguments of both."""
+
 ELEMENTWISE = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
 """Operators of two values, of which one may be a constant or a number."""

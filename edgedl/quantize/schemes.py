@@ -42,6 +42,8 @@ class Scheme:
     int8_transposed: Literal["fast", "slow", "none"] = "fast"
     """How good its int8 kernel for transposed convolutions is: that of ordinary ones does their work where there is
     none, and where it is slow and this takes no more products."""
+    whole_recurrent: tuple[Form, ...] = ()
+    """Forms in which it has an operator for a whole LSTM or GRU layer, which is faster than cells written out."""
     computes_in_half: bool = False
     """Whether the form fp16 also computes in half precision, not only stores weights so."""
 
@@ -68,6 +70,7 @@ ONNXRUNTIME = replace(
     float_outputs=True,
     groups_weights=True,
     int8_transposed="none",
+    whole_recurrent=("int8 dynamic", "int8 weights", "fp16"),
 )
 
 SYMMETRIC = Scheme(name="symmetric", symmetric_activations=True)

@@ -185,7 +185,8 @@ class Quantization:
             kept = frozenset(self.blocks)
             found = self._calibrated(scheme).leaving(lambda graph: mixed.kept(graph, kept))
             return replace(found, graph=forms.halved(found.graph, scheme), form=self.form)
-        graph = forms.rewritten(export_graph(self.net, self.task), self.form, scheme, self.group_size)
+        exported = export_graph(self.net, self.task, whole_recurrent=self.form in scheme.whole_recurrent)
+        graph = forms.rewritten(exported, self.form, scheme, self.group_size)
         return Simulation(graph, self.task, scheme, (), {}, self.form)
 
     def _calibrated(self, scheme: Scheme) -> Simulation:
@@ -268,9 +269,9 @@ def activation_observers(prepared: GraphModule) -> dict[str, ActivationObserver]
     return {name: module for name, module in prepared.named_modules() if isinstance(module, ActivationObserver)}
 
 
-def export_graph(net: torch.nn.Module, task: Task) -> GraphModule:
-    """The ATen graph of a module, in evaluation mode, for any batch size."""
-    net = copy.deepcopy(open_recurrent(net)).eval()
+def export_graph(net: torch.nn.Module, task: Task, whole_recurrent: bool = False) -> GraphModule:
+    """The ATen graph of a module, in evaluation mode, for any batch size; LSTM and GRU are whole, or written out."""
+    net = copy.deepcopy(open_recurrent(net, projected_only=whole_recurrent)).eval()
     example = _example(task)
     dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in example:

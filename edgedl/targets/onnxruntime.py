@@ -81,6 +81,8 @@ def _store(file: Path, precision: str) -> None:
         onnx_forms.scale_at_run_time(file)
     if precision == "int4 weights":
         onnx_forms.pack_for_onnxruntime(file)
+    if precision in ("int8 dynamic", "int8 weights"):
+        onnx_forms.pack_recurrent(file, run_time_scales=precision == "int8 dynamic")
     if precision in ("int8 dynamic", "int8 weights", "int4 weights"):
         onnx_forms.store_in_eight_bits(file)
     if precision in ("fp16", "mixed"):
