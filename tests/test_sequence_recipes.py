@@ -52,7 +52,7 @@ def ratings(file: Path, num_users: int = 12, num_items: int = 15) -> str:
     return str(file)
 
 
-def tiny(name: str, task, root: Path, **network):
+def tiny(name: str, task, root: Path, targets: tuple[str, ...], **network):
     """The report of a shipped recipe, its parts made small: no time is judged, and no score."""
     shipped = recipe.load(name)
     train, quantize = shipped.steps
@@ -65,6 +65,7 @@ def tiny(name: str, task, root: Path, **network):
                 Quantize.model_validate({**quantize.model_dump(include={"precision"}), "method": "ptq",
                                          "calibrator": "min-max", "corrections": ()}),
             ),
+            "targets": tuple(target for target in shipped.targets if target.use in targets),
             "limits": Limits(score_drop=10, slower="allow"),
             "bench": Bench(min_seconds=0, rounds=2),
         }
@@ -74,33 +75,37 @@ def tiny(name: str, task, root: Path, **network):
     return json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
 
 
-def check(report) -> None:
+def check(report, targets: tuple[str, ...]) -> None:
     rows = report["ladder"]
-    assert {row["target"] for row in rows} == {"tflite", "onnxruntime", "tensorrt", "tensorrt-rtx"}
-    assert {row["variant"] for row in rows} == {"float", "compressed"}
+    assert {(row["target"], row["variant"]) for row in rows} == {
+        (target, variant) for target in targets for variant in ("float", "compressed")
+    }
     for row in rows:
         assert row["agreement"]["sqnr_db"] > 35, row
         assert row["agreement"]["same_decision"] in (None, 1.0), row
 
 
-RECURRENT = {"lstm-int8": {}, "gru-int8": {}, "bilstm-int8": {"bidirectional": True}}
-
-
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", ["lstm-int8", "gru-int8", "bilstm-int8"])
 def test_a_recurrent_classifier_of_a_csv_file_comes_out_as_files_that_answer_alike(name, table, tmp_path):
-    check(tiny(name, Text(csv=table, words=4, vocabulary=12), tmp_path, embedding=8, hidden=8))
+    targets = ("tflite", "onnxruntime")
+    check(tiny(name, Text(csv=table, words=3, vocabulary=12), tmp_path, targets, embedding=8, hidden=8), targets)
 
 
 @pytest.mark.parametrize("join", ["dot", "mlp"])
 def test_collaborative_filtering_of_movielens_comes_out_as_files_that_answer_alike(join, tmp_path):
-    check(tiny("ncf-int8", Ratings(file=ratings(tmp_path / "u.data")), tmp_path, join=join, size=8, widths=(8,)))
+    targets = ("tflite", "onnxruntime", "tensorrt", "tensorrt-rtx")
+    task = Ratings(file=ratings(tmp_path / "u.data"))
+    check(tiny("ncf-int8", task, tmp_path, targets, join=join, size=8, widths=(8,)), targets)
 
 
 def test_passages_are_of_all_subjects_and_no_word_gives_them_away():
     task = Text()
     assert task.classes == tuple(SUBJECTS)
-    for split, num in (("test", 100), ("validation", 60)):
-        assert np.bincount(task.arrays(split)["label"]).tolist() == [num] * len(SUBJECTS)
+    for split, most in (("test", 100), ("validation", 60), ("train", 2000)):
+        counts = np.bincount(task.arrays(split)["label"])
+        assert len(counts) == len(SUBJECTS)
+        assert (counts <= most).all()
+        assert (counts > most / 2).all()
     _, corpus = _corpus(None, None, task.words)
     words = {word for words, _ in corpus["train"] for word in words}
     assert {"matrix", "graph", "the"} <= words
