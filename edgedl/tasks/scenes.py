@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from edgedl.core import Batch, Split
+from edgedl.drawing import Chance, Shape, paint, pixel_centres
 from edgedl.images import Classification
 
 NUM_IMAGES: dict[Split, int] = {"train": 10_000, "validation": 2_000, "test": 4_000}
@@ -30,7 +31,6 @@ CLUTTER, OCCLUDERS = (0.05, 0.3), (0.05, 0.22)
 LIGHT = 0.2
 NOISE = 0.04
 
-Shape = Literal["disc", "block", "fin"]
 BODY, TRIM, DARK, BRIGHT = range(4)
 """Colours of a thing, drawn anew for every image: two of any kind, a dark one, and a bright one."""
 
@@ -150,21 +150,7 @@ class Scenes(Classification):
         return {"image": images.astype(np.float32) / 255, "label": labels}
 
 
-class Chance:
-    """Uniform float32 numbers from the raw bits of PCG64: NumPy keeps their stream, not that of its distributions."""
-
-    def __init__(self, seed: int) -> None:
-        self.bits = np.random.PCG64(seed)
-
-    def __call__(self, low: float, high: float, *shape: int) -> np.ndarray:
-        """An array of that shape, in [low, high)."""
-        raw = self.bits.random_raw(shape) >> np.uint64(40)
-        numbers: np.ndarray = raw.astype(np.float32) * 2.0**-24 * (high - low) + low
-        return numbers
-
-
-Y = ((np.arange(SIZE, dtype=np.float32) + 0.5) / (SIZE / 2) - 1)[:, None]
-X = Y.T
+X, Y = pixel_centres(SIZE)
 """Pixel centres, from -1 to 1 over the image."""
 
 
@@ -183,8 +169,7 @@ def _drawn(split: Split) -> tuple[np.ndarray, np.ndarray]:
 def _draw(strokes: tuple[Stroke, ...], chance: Chance) -> np.ndarray:
     """`CHUNK` images of one thing, (CHUNK, 3, 32, 32) uint8.
 
-    Sums, products, quotients and square roots alone, which IEEE 754 rounds alike everywhere: no sine, no
-    matrix product. So a pixel is the same byte on any machine.
+    Only with what `edgedl.drawing` says is rounded alike everywhere, so that a pixel is the same byte on any machine.
     """
 
     def number(low: float, high: float) -> np.ndarray:
@@ -199,7 +184,7 @@ def _draw(strokes: tuple[Stroke, ...], chance: Chance) -> np.ndarray:
     def stray(shape: Shape, smallest: float, largest: float) -> None:
         half_width, half_height = number(smallest, largest), number(smallest, largest)
         u, v = (X - number(-1, 1)) / half_width, (Y - number(-1, 1)) / half_height
-        _paint(canvas, shape, 0.5, u, v, np.minimum(half_width, half_height), colour(0, 1))
+        paint(canvas, shape, 0.5, u, v, np.minimum(half_width, half_height), colour(0, 1))
 
     horizon, ground, sky = number(-0.6, 0.6), colour(0, 0.8), colour(0.2, 1)
     shade = X * number(-0.1, 0.1) + Y * number(-0.2, 0.2)
@@ -221,7 +206,7 @@ def _draw(strokes: tuple[Stroke, ...], chance: Chance) -> np.ndarray:
         u = (x - stroke.x - number(-LOOSE, LOOSE)) / half_width
         v = (y - stroke.y - number(-LOOSE, LOOSE)) / half_height
         reach = np.minimum(half_width, half_height) * scale
-        _paint(canvas, stroke.shape, stroke.taper, u, v, reach, palette[stroke.colour])
+        paint(canvas, stroke.shape, stroke.taper, u, v, reach, palette[stroke.colour])
 
     stray("disc", *OCCLUDERS)
     stray("block", *OCCLUDERS)
@@ -230,20 +215,3 @@ def _draw(strokes: tuple[Stroke, ...], chance: Chance) -> np.ndarray:
     canvas += chance(-NOISE, NOISE, *canvas.shape)
     pixels: np.ndarray = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     return pixels
-
-
-def _paint(
-    canvas: np.ndarray, shape: Shape, taper: float, u: np.ndarray, v: np.ndarray, reach: np.ndarray, colour: np.ndarray
-) -> None:
-    """Paints a shape over `canvas` (N, 3, H, W), its edges blended over a pixel.
-
-    `u` and `v` (N, H, W) run from -1 to 1 over the shape, whose lesser half-size is `reach` (N, 1, 1); half
-    the image is 1. `colour` is (N, 3, 1, 1).
-    """
-    if shape == "disc":
-        outside = np.sqrt(u * u + v * v) - 1
-    else:
-        along, across = (v, u) if shape == "block" else (-u, v)
-        outside = np.maximum(np.abs(along) - 1, np.abs(across) - (1 + taper + (1 - taper) * along) / 2)
-    cover = np.clip(0.5 - outside * reach * (SIZE / 2), 0, 1)
-    canvas += cover[:, None] * (colour - canvas)
