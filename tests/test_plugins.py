@@ -27,6 +27,8 @@ HEAVY = ["torch", "torchao", "onnx", "onnxscript", "onnxruntime", "litert_torch"
 
 TASKS = {"recurrent-classifier": "text", "ncf": "ratings"}
 """What networks learn that see no images."""
+ANSWERS = {"autoencoder": (1, 28, 28), "unet": (10, 28, 28)}
+"""The shape of what a network says of a digit, where it is more than a number for each class."""
 
 each_plugin = pytest.mark.parametrize(("kind", "name"), EVERY, ids=lambda value: value)
 each_target = pytest.mark.parametrize("target", [plugins.load("targets", name) for name in plugins.names("targets")])
@@ -140,6 +142,7 @@ def test_a_network_maps_a_batch_of_the_task_to_its_outputs(name):
     with torch.no_grad():
         logits = net(*inputs)
         assert logits.shape == ((2, task.num_classes) if hasattr(task, "num_classes") else (2,))
+        assert logits.shape[1:] == ANSWERS.get(name, (task.num_classes,))
         assert logits.dtype == torch.float32
         assert logits.isfinite().all()
         torch.testing.assert_close(net(*(value[1:] for value in inputs)), logits[1:])  # each image by itself
