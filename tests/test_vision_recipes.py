@@ -1,4 +1,4 @@
-"""LeNet, autoencoder and U-Net: their recipes in a small form, data, metrics, and bad folders."""
+"""LeNet, autoencoder, U-Net and radiographs: their recipes in a small form, data, metrics, and bad folders."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 
 from edgedl.core import DataError, Task, UsageError
 from edgedl.models.autoencoder import Autoencoder
+from edgedl.models.cnn import CNN
 from edgedl.models.lenet import LeNet
 from edgedl.models.unet import UNet
-from edgedl.tasks import masks
+from edgedl.tasks import masks, xray
 from edgedl.tasks.denoising import Denoising
 from edgedl.tasks.digits import Digits
 from edgedl.tasks.masks import Masks
 from edgedl.tasks.scenes import Scenes
+from edgedl.tasks.xray import Xray
 from tests.tiny import tiny_run, told
 
 Image = pytest.importorskip("PIL.Image")
@@ -28,9 +30,12 @@ NUM = 20
 def few(monkeypatch):
     """Drawings by the dozen."""
     monkeypatch.setattr(masks, "NUM_IMAGES", FEW)
-    masks._drawn.cache_clear()
+    monkeypatch.setattr(xray, "NUM_IMAGES", {"train": 60, "test": 24})
+    for drawn in (masks._drawn, xray._drawn):
+        drawn.cache_clear()
     yield
-    masks._drawn.cache_clear()
+    for drawn in (masks._drawn, xray._drawn):
+        drawn.cache_clear()
 
 
 def save(file: Path, values: np.ndarray) -> None:
@@ -196,3 +201,75 @@ def test_masks_refuses_bad_folders(tmp_path):
     (folder / "masks" / "3.png").unlink()
     assert "3.jpg: no mask of that name" in refusal(task)
     assert "gone/images: no such folder" in refusal(Masks(folder=str(tmp_path / "gone")))
+
+
+@pytest.mark.usefixtures("few")
+def test_the_recipe_of_the_radiographs_runs(tmp_path):
+    report = tiny_run("xray-int8", tmp_path)
+    assert report["metric"]["name"] == "AUROC"
+    told(report, tmp_path)
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    excess, labels = np.round(rng.normal(0, 40, 60), -1).astype(np.float32), rng.integers(0, 2, 60)
+    pairs = excess[labels == 1][:, None] - excess[labels == 0]
+    wanted = ((pairs > 0) + 0.5 * (pairs == 0)).mean()
+    logits = np.stack([-excess / 2, excess / 2], axis=1)
+    assert Xray().score({"logits": logits}, {"label": labels}) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_network_that_looks_anywhere_does_not_care_where():
+    net = CNN(widths=(4, 8), hidden=8, stride=2, look="anywhere").build(Xray(size=64))
+    assert net.dense1.in_features == 8
+    image = torch.zeros(1, 1, 64, 64)
+    image[0, 0, 16:20, 16:20] = 1
+    with torch.no_grad():
+        torch.testing.assert_close(net(image), net(image.roll((24, 8), dims=(2, 3))))
+
+
+def write_classes(folder: Path, num: int = NUM) -> Path:
+    for name in ("ill", "well"):
+        for index in range(num):
+            save(folder / name / f"{index}.png", noise(40, 40, seed=index + 100 * (name == "ill")))
+    return folder
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_radiographs_are_read_from_a_folder_for_each_class(tmp_path, divided):
+    if divided:
+        write_classes(tmp_path / "train")
+        write_classes(tmp_path / "test", num=6)
+    else:
+        write_classes(tmp_path)
+    task = Xray(folder=str(tmp_path), size=32)
+    sizes = {split: len(task.arrays(split)["label"]) for split in ("train", "validation", "test")}
+    assert sizes == (
+        {"train": 32, "validation": 8, "test": 12} if divided else {"train": 26, "validation": 6, "test": 8}
+    )
+    for split in sizes:
+        assert task.arrays(split)["image"].shape[1:] == (1, 32, 32)
+        assert set(task.arrays(split)["label"]) == {0, 1}
+
+
+def test_radiographs_of_16_bits_keep_their_shades(tmp_path):
+    write_classes(tmp_path)
+    for index in range(NUM):
+        Image.fromarray(np.full((40, 40), 257 * 100, np.uint16)).save(tmp_path / "ill" / f"{index}.png")
+    batch = Xray(folder=str(tmp_path), size=32).arrays("train")
+    np.testing.assert_allclose(batch["image"][batch["label"] == 0], 100 / 255, atol=1e-6)
+
+
+def test_radiographs_refuses_bad_folders(tmp_path):
+    task = Xray(folder=str(tmp_path), size=32)
+    assert "needs a folder of images for each of two classes; there are none" in refusal(task)
+    write_classes(tmp_path)
+    (tmp_path / "third").mkdir()
+    assert "there are ill, third, well" in refusal(task)
+    (tmp_path / "third").rmdir()
+    (tmp_path / "ill" / "4.png").write_text("no image")
+    assert "4.png: cannot be read as an image" in refusal(task)
+    for file in (tmp_path / "ill").iterdir():
+        file.unlink()
+    assert "ill: no images in it" in refusal(task)
+    assert "gone: no such folder" in refusal(Xray(folder=str(tmp_path / "gone")))
