@@ -56,7 +56,7 @@ def _judged(run: Run, target: Target, variants: Sequence[Variant]) -> tuple[list
         return entries, None
     limits, metric = run.recipe.limits, run.recipe.task.metric
     if len(compressed) > 1:
-        compressed.sort(key=lambda entry: _rank(entry, float_entry, run.recipe))
+        compressed = _ranked(compressed, float_entry, run.recipe)
         entries = [float_entry, *compressed]
     there = None if float_entry.runs_here else document.judging_command(run, entries)
     candidates = [entry.candidate() for entry in compressed if entry.climb]
@@ -96,11 +96,35 @@ def _holds(entry: Entry, reference: Entry, recipe: Recipe) -> bool:
     return recipe.task.metric.drop(reference.validated, entry.validated) <= recipe.limits.score_drop
 
 
-def _rank(entry: Entry, reference: Entry, recipe: Recipe) -> tuple[bool, float]:
-    """Orders the forms of a network, best last: those that may ship as far as is known, the fastest of them."""
+AS_FAST, AS_SMALL = 1.05, 1.1
+"""Of files within these factors of the fastest and the smallest, neither is better for it."""
+
+
+def _ranked(entries: Sequence[Entry], reference: Entry, recipe: Recipe) -> list[Entry]:
+    """The forms of a network, best last: those that may ship as far as is known, the fastest of them.
+
+    Among those as fast as that the smallest are better, and among those as small the fastest.
+    """
+    fit = [entry for entry in entries if _may_ship(entry, reference, recipe)]
+    fastest = min(map(_latency_ms, fit), default=0.0)
+    fast = [entry for entry in fit if _latency_ms(entry) <= AS_FAST * fastest]
+    smallest = min(map(_size, fast), default=0)
+    best = {entry.variant for entry in fast if _size(entry) <= AS_SMALL * smallest}
+    sound = {entry.variant for entry in fit}
+    return sorted(entries, key=lambda entry: (entry.variant in best, entry.variant in sound, -_latency_ms(entry)))
+
+
+def _may_ship(entry: Entry, reference: Entry, recipe: Recipe) -> bool:
     slower = entry.speedup is not None and entry.speedup.verdict == "slower" and recipe.limits.slower == "refuse"
-    latency = stats.summarize(entry.latencies_ms).median if entry.latencies_ms else 0.0
-    return _holds(entry, reference, recipe) and not slower, -latency
+    return _holds(entry, reference, recipe) and not slower
+
+
+def _latency_ms(entry: Entry) -> float:
+    return stats.summarize(entry.latencies_ms).median if entry.latencies_ms else 0.0
+
+
+def _size(entry: Entry) -> int:
+    return entry.artifact.file.stat().st_size if entry.artifact else 0
 
 
 def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:

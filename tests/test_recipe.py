@@ -453,6 +453,8 @@ def valid(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None
         "required": lambda given: not isinstance(value, dict) or value.keys() >= set(given),
         "additionalProperties": more_keys,
         "items": entries,
+        "prefixItems": lambda given: not isinstance(value, list) or all(map(valid, value, given, [root] * len(given))),
+        "maxItems": lambda given: not isinstance(value, list) or len(value) <= given,
         "minItems": lambda given: not isinstance(value, list) or len(value) >= given,
         "minLength": lambda given: not isinstance(value, str) or len(value) >= given,
         "pattern": lambda given: not isinstance(value, str) or bool(re.search(given.replace("$", r"\Z"), value)),

@@ -48,7 +48,7 @@ def test_the_score_is_in_the_unit_of_the_target():
 
 def test_a_csv_file_is_read_by_the_names_of_its_columns(tmp_path):
     rows = rows_of(50)
-    task = Regression(file=write_csv(tmp_path / "homes.csv", rows), target="price")
+    task = Regression(file=write_csv(tmp_path / "homes.csv", rows), column="price")
     assert task.inputs["features"].shape == (2,)
     parts = [task.arrays(split) for split in ("train", "validation", "test")]
     assert [len(part["target"]) for part in parts] == [32, 8, 10]
@@ -63,7 +63,7 @@ def test_a_csv_file_is_read_by_the_names_of_its_columns(tmp_path):
 
 def test_a_column_that_never_changes_is_0(tmp_path):
     rows = [[7, price, size] for _, price, size in rows_of(50)]
-    task = Regression(file=write_csv(tmp_path / "same.csv", rows), target="price")
+    task = Regression(file=write_csv(tmp_path / "same.csv", rows), column="price")
     assert not task.arrays("test")["features"][:, 0].any()
 
 
@@ -81,7 +81,7 @@ def test_a_column_that_never_changes_is_0(tmp_path):
 )
 def test_a_bad_csv_file_is_refused_with_its_line(tmp_path, damage, target, said):
     file = write_csv(tmp_path / "bad.csv", damage(rows_of(20)))
-    task = Regression(file=file, target=target)
+    task = Regression(file=file, column=target)
     with pytest.raises(DataError) as caught:
         [task.arrays(split) for split in SPLITS]
     assert str(caught.value).startswith(file)

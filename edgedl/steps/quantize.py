@@ -49,7 +49,8 @@ KEYS = {"qat": OF_STATIC | OF_TRAINING, "ptq": OF_STATIC, "auto": OF_STATIC, "dy
 
 
 class Quantize(LearningStep):
-    """Fewer bits. With method "auto", every target gets the form that is fastest on it within the recipe's limits.
+    """Fewer bits. With method "auto", every target gets the form that is fastest on it within the recipe's limits, and
+    of forms that are as fast the smallest.
 
     `ptq`, static int8 after training: ranges from the calibration split, by one calibrator or the best of all, and
     `corrections` that make good some of what it costs: those named, or with "auto" those that help. `dynamic`:

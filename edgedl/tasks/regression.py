@@ -31,7 +31,7 @@ class Regression(Task):
     """Networks answer `prediction` (N, 1) to `features` (N, columns), both standardized by the training rows.
 
     Without `file`, it is the progression of diabetes after a year from ten measurements of 442 patients; with it, the
-    column `target` of a CSV file with a header from all its other columns, which have to be numbers. The score is in
+    `column` of a CSV file with a header from all its other columns, which have to be numbers. The score is in
     the target's own unit: always to say the mean of the training rows has an RMSE of 78.3 on the test patients, linear
     regression one of 56.6.
     Source: B. Efron, T. Hastie, I. Johnstone and R. Tibshirani, Least Angle Regression, 2004, as packaged by
@@ -40,7 +40,7 @@ class Regression(Task):
 
     use: str = "regression"
     file: str | None = None
-    target: str = "target"
+    column: str = "target"
     outputs: ClassVar[tuple[str, ...]] = ("prediction",)
     metric: ClassVar[Metric] = Metric(name="RMSE", unit="", higher_is_better=False)
 
@@ -71,7 +71,7 @@ class Regression(Task):
         return float(np.sqrt(np.square(errors).mean()) * deviation)
 
     def _table(self) -> Table:
-        return _diabetes() if self.file is None else _from_csv(self.file, self.target)
+        return _diabetes() if self.file is None else _from_csv(self.file, self.column)
 
     def _rows(self, split: Split) -> np.ndarray:
         return splits.chosen(len(self._table().targets), split, self.file or "diabetes")
