@@ -3,52 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from edgedl.core import Batch, DataError, Metric, Split, Task, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
+from edgedl.classes import Classes
+from edgedl.core import Batch, DataError, Split, TensorSpec
 
 
-class Classification(Task):
+class Classification(Classes):
     """Batches hold `image` (N, C, H, W) float32 and `label` (N,) int64; networks answer `logits` (N, classes)."""
 
     image_shape: ClassVar[tuple[int, int, int]]
     num_classes: ClassVar[int]
-    outputs: ClassVar[tuple[str, ...]] = ("logits",)
-    metric: ClassVar[Metric] = Metric(name="accuracy", unit="fraction", higher_is_better=True)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
         return {"image": TensorSpec(self.image_shape)}
-
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Mean cross-entropy."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(outputs["logits"], batch["label"])
-
-    def imitate(
-        self,
-        outputs: Mapping[str, torch.Tensor],
-        taught: Mapping[str, torch.Tensor],
-        temperature: float,
-        batch: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Divergence of the softened class probabilities."""
-        from edgedl.imitation import divergence
-
-        return divergence(outputs["logits"], taught["logits"], temperature)
-
-    def score(self, outputs: Batch, batch: Batch) -> float:
-        return float((self.decisions(outputs) == batch["label"]).mean())
-
-    def decisions(self, outputs: Batch) -> np.ndarray:
-        """The class chosen, (N,) int64."""
-        return np.asarray(outputs["logits"].argmax(axis=1))
 
 
 def labelled(

@@ -10,15 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from edgedl.core import Batch, DataError, Metric, Split, Task, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
+from edgedl.classes import Classes
+from edgedl.core import Batch, DataError, Split, TensorSpec
 
 Passages = list[tuple[list[str], int]]
 """Words and the number of the class."""
@@ -44,7 +42,7 @@ PER_FILE = 200
 PADDING, UNKNOWN = 0, 1
 
 
-class Text(Task):
+class Text(Classes):
     """Batches hold `tokens` (N, words) int32 and `label` (N,) int64; networks answer `logits` (N, classes).
 
     Without `folder` and `csv`: passages of `words` words from docstrings of SciPy, scikit-learn, NetworkX and PyTorch,
@@ -64,8 +62,6 @@ class Text(Task):
     csv: str | None = None
     words: PositiveInt = 32
     vocabulary: Annotated[int, Field(ge=3)] = 4000
-    outputs: ClassVar[tuple[str, ...]] = ("logits",)
-    metric: ClassVar[Metric] = Metric(name="accuracy", unit="fraction", higher_is_better=True)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -87,31 +83,6 @@ class Text(Task):
     def arrays(self, split: Split) -> Batch:
         """`tokens` (N, words) int32 and `label` (N,) int64. Raises `DataError`."""
         return _encoded(self.folder, self.csv, self.words, self.vocabulary)[split]
-
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Mean cross-entropy."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(outputs["logits"], batch["label"])
-
-    def imitate(
-        self,
-        outputs: Mapping[str, torch.Tensor],
-        taught: Mapping[str, torch.Tensor],
-        temperature: float,
-        batch: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Divergence of the softened class probabilities."""
-        from edgedl.imitation import divergence
-
-        return divergence(outputs["logits"], taught["logits"], temperature)
-
-    def score(self, outputs: Batch, batch: Batch) -> float:
-        return float((self.decisions(outputs) == batch["label"]).mean())
-
-    def decisions(self, outputs: Batch) -> np.ndarray:
-        """The class chosen, (N,) int64."""
-        return np.asarray(outputs["logits"].argmax(axis=1))
 
 
 def split_words(text: str) -> list[str]:
