@@ -140,3 +140,13 @@ def float_file(net: nn.Module, shape: tuple[int, ...], folder: Path) -> Path:
     session.close()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     return file
+
+
+def test_the_converter_is_left_as_it_was(tmp_path):
+    import litert_torch
+
+    net = nn.ConvTranspose2d(8, 6, 4, 2, 1).eval()
+    plugins.load("targets", "tflite").model_validate({}).build(Model(net=net), Noise(shape=IMAGE), tmp_path, 1)
+    litert_torch.convert(net, (torch.zeros(1, *IMAGE),)).export(str(tmp_path / "own.tflite"))  # a person's own use
+    file = Flatbuffer((tmp_path / "own.tflite").read_bytes())
+    assert any(file.kind(operator) == "TRANSPOSE_CONV" for operator in file.operators)

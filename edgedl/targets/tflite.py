@@ -206,14 +206,20 @@ def _converting_transposed(precision: str) -> Iterator[None]:
         added = decompositions(lambda weight, stride: False)
     else:  # the weight is computed from codes, which cannot be filled up
         added = decompositions(lambda weight, stride: not divides(weight, stride))
+    # The converter has entries of its own for these operators, which the caller may need after.
+    tables = decomp._pre_convert_decomp, decomp._pre_lower_decomp
+    overloads = [overload for operator in added for overload in decomp._get_ops(operator)]
+    before = [{overload: table[overload] for overload in overloads if overload in table} for table in tables]
     for operator, made_of in added.items():
         decomp.add_pre_convert_decomp(operator, made_of)
     try:
         yield
     finally:
         for operator in added:
-            decomp.remove_pre_convert_decomp(operator)
             decomp.remove_pre_lower_decomp(operator)
+        for table, entries in zip(tables, before, strict=True):
+            for overload, made_of in entries.items():
+                table[overload] = made_of
 
 
 def _first_line(error: Exception) -> str:
