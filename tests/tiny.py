@@ -39,7 +39,14 @@ def tiny_run(name: str, root: Path, **task: Any) -> dict[str, Any]:
         ("float", "tflite", "fp32", "ok"),
     ]
     for entry in report["ladder"]:
-        assert entry["agreement"]["sqnr_db"] > (100 if entry["variant"] == "float" else 60)
+        agreement = entry["agreement"]
+        if entry["variant"] == "float":
+            assert agreement["sqnr_db"] > 100
+        elif entry["target"] == "tflite":
+            assert agreement["sqnr_db"] > entry["quantization"]["sqnr_db"] + 20
+        else:  # onnxruntime stands in, whose convolutions with a ReLU compute in float on a symmetric grid
+            assert agreement["sqnr_db"] > entry["quantization"]["sqnr_db"] + 10
+            assert (agreement["max_steps"] or 0) <= 1
     return report
 
 
