@@ -91,17 +91,16 @@ def diverted(log: Path) -> Iterator[None]:
     """Sends whatever is written to stdout and stderr inside, by native code too, to the end of a log file."""
     sys.stdout.flush()
     sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with log.open("ab") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
+    python, saved = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
+    try:
+        with log.open("ab") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
         # Writers of their own, so that what a full disk keeps out of the log is not left in the process's.
-        python = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False, buffering=1) for descriptor in (1, 2))  # noqa: SIM115
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = python
-            for descriptor, original in enumerate(saved, start=1):
-                os.dup2(original, descriptor)
-                os.close(original)
+        yield
+    finally:
+        sys.stdout, sys.stderr = python
+        for descriptor, original in enumerate(saved, start=1):
+            os.dup2(original, descriptor)
+            os.close(original)

@@ -57,12 +57,15 @@ def _options(
 
 def main() -> None:
     """Runs the program; errors that a person can mend are one line on stderr, never a traceback."""
+    terminal = os.dup(2)
     try:
         app(standalone_mode=True)
     except (KeyboardInterrupt, SystemExit) as leaving:
         # Typer makes status 130 of Ctrl-C, without a word.
         if isinstance(leaving, SystemExit) and leaving.code != INTERRUPTED:
             raise
+        # It may have come while stderr was on its way to a log file or back.
+        os.dup2(terminal, 2)
         _interrupted()
     except OSError as error:
         if error.errno not in REFUSALS:
@@ -78,7 +81,9 @@ def main() -> None:
 
 
 def _interrupted() -> None:
-    print("edgedl: interrupted; finished steps are kept: run the same command to go on", file=sys.stderr, flush=True)
+    print(
+        "edgedl: interrupted; finished steps are kept: run the same command to go on", file=sys.__stderr__, flush=True
+    )
     # Not `sys.exit`: where the interrupt has passed through `exec` of a text, Python ends by the signal all the same.
     os._exit(INTERRUPTED)
 
