@@ -93,6 +93,17 @@ class Metric:
         return reference - score if self.higher_is_better else score - reference
 
 
+@dataclass(frozen=True)
+class Exhibit:
+    """One sample as a person would look at it, float beside compressed.
+
+    Panels are text or pictures, (H, W) or (H, W, 3) uint8, by what they show: "input", "truth", names of variants.
+    """
+
+    caption: str
+    panels: Mapping[str, str | np.ndarray]
+
+
 class Part(BaseModel):
     """Whatever a recipe names with `use = "..."`: its fields are the recipe's keys."""
 
@@ -146,6 +157,14 @@ class Task(Part):
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The metric over a whole split, in its unit."""
         raise NotImplementedError
+
+    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+        """What else the field reports of a whole split, by name; the score alone decides what ships."""
+        return {}
+
+    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+        """A few samples worth looking at. `answers` has the outputs for the whole of `batch` by variant, float first."""
+        return ()
 
     def decisions(self, outputs: Batch) -> np.ndarray | None:
         """What an application would act on, (N, ...), to count equal decisions; None where nothing is decided."""

@@ -36,6 +36,7 @@ class Scored:
     score: float
     samples: int
     decisions: np.ndarray | None
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def evaluate(session: Session, task: Task, split: Split, num_samples: int | None
         score=task.score(outputs, arrays),
         samples=len(next(iter(arrays.values()))),
         decisions=task.decisions(outputs),
+        figures=task.figures(outputs, arrays),
     )
 
 

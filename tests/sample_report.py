@@ -113,6 +113,7 @@ def row(
         "latency_ms": latency,
         "speedup": None,
         "validation_score": None,
+        "figures": {},
         "operators": operators or [],
     }
 

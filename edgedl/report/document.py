@@ -163,6 +163,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "gzip_bytes": files.gzip_size(artifact.file) if artifact else None,
         "sha256": files.sha256(artifact.file) if artifact else None,
         "score": climb.deployed.score if climb else None,
+        "figures": dict(climb.deployed.figures) if climb else {},
         "samples": climb.deployed.samples if climb else None,
         "score_by": entry.session.runtime if climb and entry.session else None,
         "init_ms": cold.init_ms if cold else None,
@@ -194,7 +195,7 @@ def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]
     }
     files.write_json(folder / "artifact.json", passport)
     blocks = [[round(float(sample), 6) for sample in block] for block in entry.latencies_ms or []]
-    keys = ("score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "operators")
+    keys = ("score", "figures", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "operators")
     files.write_json(folder / "measurement.json", {key: row[key] for key in keys} | {"blocks_ms": blocks}, indent=None)
     scored = artifact.file if entry.runs_here else artifact.stand_in
     if scored is not None:

@@ -70,6 +70,11 @@ class Regression(Task):
         errors = outputs["prediction"].astype(np.float64) - batch["target"]
         return float(np.sqrt(np.square(errors).mean()) * deviation)
 
+    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+        """R², the share of the variance that is explained."""
+        truth = batch["target"].astype(np.float64)
+        return {"R²": float(1 - np.square(outputs["prediction"] - truth).sum() / np.square(truth - truth.mean()).sum())}
+
     def _table(self) -> Table:
         return _diabetes() if self.file is None else _from_csv(self.file, self.column)
 
