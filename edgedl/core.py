@@ -163,7 +163,7 @@ class Task(Part):
         return {}
 
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
-        """A few samples worth looking at. `answers` has the outputs for the whole of `batch` by variant, float first."""
+        """A few samples worth looking at. `answers`: the outputs for all of `batch` by variant, float first."""
         return ()
 
     def decisions(self, outputs: Batch) -> np.ndarray | None:
