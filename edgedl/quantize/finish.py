@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection
+from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -37,18 +39,46 @@ def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -
 def _free_outputs(graph: GraphModule, scheme: Scheme) -> None:
     """Takes the grid away from outputs that need none: files give float numbers, so it would only cost accuracy.
 
-    Such are the results of functions, computed in float kernels, and of dense layers where those can give their sums.
+    Such are the results of functions, computed in float kernels, and of dense layers where those can give float
+    numbers at little cost.
     """
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     for value in output.all_input_nodes:
         if value.target == DEQUANTIZE and len(value.args[0].users) == 1:
             source = value.args[0].args[0]
             kind = str(source.target)
-            if kind in LAST or (kind == "aten.linear.default" and scheme.float_outputs):
+            if kind in LAST or (kind == "aten.linear.default" and _gives_float(graph, source, scheme)):
                 output.replace_input_with(value, source)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
+
+def _gives_float(graph: GraphModule, dense: Node, scheme: Scheme) -> bool:
+    if scheme.float_outputs != "kernel":
+        return scheme.float_outputs == "sums"
+    weighted = [node for node in graph.graph.nodes if _is_weighted(node)]
+    return _num_products(graph, dense) <= SMALL * sum(_num_products(graph, node) for node in weighted)
+
+
+def _is_weighted(node: Node) -> bool:
+    operator = OPERATORS.get(str(node.target))
+    return operator is not None and operator.role is Role.WEIGHTED
+
+
+def _num_products(graph: GraphModule, node: Node) -> int:
+    """Multiplications of a weighted operator for one sample, less what padding saves."""
+    operator = OPERATORS[str(node.target)]
+    source = cast("Node", node.args[operator.weight])
+    while source.op != "get_attr":
+        source = source.all_input_nodes[0]
+    weight = attribute(graph, str(source.target))
+    num_outputs = math.prod(int(side) for side in node.meta["val"].shape[1:])
+    return num_outputs * weight.numel() // weight.shape[operator.weight_axis]
+
+
+SMALL = 1 / 50
+"""The share of a network's products that may be computed in float: it is what nobody notices, with kernels that take
+three to four times as long."""
 
 LAST = {
     *("aten.sigmoid.default", "aten.tanh.default", "aten.softmax.int", "aten.log_softmax.int", "aten.softplus.default"),

@@ -35,8 +35,10 @@ class Scheme:
     run_time_scales: Literal["row", "tensor"] | None = None
     """What shares a scale that is made at run time: a row of a dense layer's input and an image of a convolution's,
     or the whole tensor."""
-    float_outputs: bool = False
-    """Whether dense layers can give their int32 sums as float: a network that ends in one loses nothing to a grid."""
+    float_outputs: Literal["sums", "kernel", "none"] = "none"
+    """How dense layers can give float numbers, so that a network that ends in one loses nothing to a grid: the int32
+    sums of their int8 kernel, or only what a float kernel computes, on int8 weights; that is slower, so it is used
+    for layers that are a small part of their network."""
     groups_weights: bool = False
     """Whether 4-bit weights may have a scale for each group of inputs, not only for each output."""
     int8_transposed: Literal["fast", "slow", "none"] = "fast"
@@ -62,12 +64,12 @@ class Scheme:
 AFFINE = Scheme(name="affine", symmetric_activations=False)
 """LiteRT and onnxruntime: asymmetric activations, one bit more precise after a ReLU."""
 
-LITERT = replace(AFFINE, runtime="litert", run_time_scales="row", int8_transposed="slow")
+LITERT = replace(AFFINE, runtime="litert", run_time_scales="row", float_outputs="kernel", int8_transposed="slow")
 ONNXRUNTIME = replace(
     AFFINE,
     runtime="onnxruntime",
     run_time_scales="tensor",
-    float_outputs=True,
+    float_outputs="sums",
     groups_weights=True,
     int8_transposed="none",
     whole_recurrent=("int8 dynamic", "int8 weights", "fp16"),
