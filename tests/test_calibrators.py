@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgedl.quantize.calibrators import CALIBRATORS, Histogram, entropy, min_max, mse, percentile
+from edgedl.quantize.calibrators import CALIBRATORS, SATURATING, Histogram, entropy, min_max, mse, percentile
 from edgedl.quantize.quantizer import ActivationObserver
 from edgedl.quantize.schemes import AFFINE, SYMMETRIC
 
@@ -103,3 +103,19 @@ def test_a_tensor_of_zeros_gets_a_scale_one_can_divide_by():
         scale, zero_point = watched.calibrated(name)
         assert np.isfinite(1 / np.float32(scale))
         assert -128 <= zero_point <= 127
+
+
+@pytest.mark.parametrize("name", sorted(SATURATING))
+def test_what_a_function_saturates_needs_no_codes(name):
+    """In front of a sigmoid or tanh, the range is that of values which still make a difference behind it."""
+    values, function = np.random.default_rng(0).normal(0, 6, 50_000), SATURATING[name]
+
+    def error(covered: tuple[float, float]) -> float:
+        low, high = covered
+        step = (high - low) / 255
+        rounded = np.round(np.clip(values, low, high) / step) * step
+        return float(np.square(function(rounded) - function(values)).mean())
+
+    through = mse(histogram(values), False, function)
+    assert error(through) < 0.6 * error(mse(histogram(values), False))
+    assert min_max(histogram(values), False)[1] > 3 * through[1]

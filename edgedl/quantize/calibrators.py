@@ -27,6 +27,13 @@ class Histogram:
         return (np.arange(num_bins) + 0.5) * (2 * self.reach / num_bins) - self.reach
 
 
+Function = Callable[[np.ndarray], np.ndarray]
+SATURATING: dict[str, Function] = {
+    "aten.sigmoid.default": lambda x: 1 / (1 + np.exp(-x)),
+    "aten.tanh.default": np.tanh,
+}
+"""Functions that networks end in, by operator: their outputs have no grid, so that of their inputs is theirs."""
+
 Calibrator = Callable[[Histogram, bool], tuple[float, float]]
 """`(histogram, symmetric) -> (low, high)`, both in the tensor's unit, low <= 0 <= high."""
 
@@ -48,21 +55,24 @@ def percentile(histogram: Histogram, symmetric: bool, coverage: float = 0.9999) 
     return _around_zero(max(low, histogram.low), min(high, histogram.high), symmetric)
 
 
-def mse(histogram: Histogram, symmetric: bool) -> tuple[float, float]:
-    """The range with the least expected squared error of rounding and saturation, over a grid of shrunk ranges."""
+def mse(histogram: Histogram, symmetric: bool, function: Function = np.asarray) -> tuple[float, float]:
+    """The range with the least expected squared error of rounding and saturation, over a grid of shrunk ranges.
+
+    With a function it is the error of what it gives: one that saturates by itself has no use for large values.
+    """
     low, high = min_max(histogram, symmetric)
     shrinks = np.linspace(1.0, 0.3, 71)
     best, best_error = (low, high), np.inf
     # One side after the other: the optimum of each hardly depends on the other.
     for shrink in shrinks:
         candidate = (low * shrink, high * shrink) if symmetric else (low, high * shrink)
-        if (error := _squared_error(histogram, *candidate)) < best_error:
+        if (error := _squared_error(histogram, candidate, function)) < best_error:
             best, best_error = candidate, error
     if not symmetric and low < 0:
         high = best[1]
         for shrink in shrinks:
             candidate = (low * shrink, high)
-            if (error := _squared_error(histogram, *candidate)) < best_error:
+            if (error := _squared_error(histogram, candidate, function)) < best_error:
                 best, best_error = candidate, error
     return best
 
@@ -110,13 +120,14 @@ def _around_zero(low: float, high: float, symmetric: bool) -> tuple[float, float
     return low, high
 
 
-def _squared_error(histogram: Histogram, low: float, high: float) -> float:
+def _squared_error(histogram: Histogram, covered: tuple[float, float], function: Function) -> float:
+    low, high = covered
     if high <= low:
         return float(np.inf)
     centers = histogram.centers
     step = (high - low) / (NUM_LEVELS - 1)
     rounded = np.round(np.clip(centers, low, high) / step) * step
-    return float(((centers - rounded) ** 2 * histogram.counts).sum())
+    return float(((function(centers) - function(rounded)) ** 2 * histogram.counts).sum())
 
 
 def _kullback_leibler(reference: np.ndarray, quantized: np.ndarray) -> float:

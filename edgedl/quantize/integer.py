@@ -8,7 +8,8 @@ The rounding is that of XNNPACK's "fp32" requantization and of onnxruntime's MLA
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -30,23 +31,36 @@ EXACT_IN_FLOAT32 = 2**24
 LEAKY_RELU = "aten.leaky_relu.default"
 
 
-def _added(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+@dataclass(frozen=True)
+class Operands:
+    """What a kernel reads and writes: codes less their zero points, as float64, and the grids of all."""
+
+    node: Node
+    values: list[torch.Tensor]
+    scales: list[np.float32]
+    zero_points: list[int]
+    scale: np.float32
+    """That of the result, as its zero point."""
+    zero_point: int
+
+
+def _added(given: Operands) -> torch.Tensor:
     """XNNPACK's addition and subtraction: both sides times multipliers of 21 bits, one shift, ties upwards."""
-    ratios = [one / scale for one in scales]
+    ratios = [one / given.scale for one in given.scales]
     shift = 20 - int(np.floor(np.log2(max(ratios))))
     left, right = (float(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in ratios)
-    sign = -1 if str(node.target).startswith("aten.sub") else 1
-    return torch.floor((values[0] * left + sign * values[1] * right) * 2.0**-shift + 0.5)
+    sign = -1 if str(given.node.target).startswith("aten.sub") else 1
+    return torch.floor((given.values[0] * left + sign * given.values[1] * right) * 2.0**-shift + 0.5)
 
 
-def _multiplied(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+def _multiplied(given: Operands) -> torch.Tensor:
     """LiteRT's product of two computed matrices: rounded once to the multiplier's bits, and once more to codes.
 
     One matrix a sample runs as a dense layer in a file of batch size 1, which rounds ties upwards; several run as
     a batch, which rounds them away from zero.
     """
-    mantissa, exponent = np.frexp(np.float64(scales[0]) * np.float64(scales[1]) / np.float64(scale))
-    sums: torch.Tensor = cast("Any", node.target)(*values)
+    mantissa, exponent = np.frexp(np.float64(given.scales[0]) * np.float64(given.scales[1]) / np.float64(given.scale))
+    sums: torch.Tensor = cast("Any", given.node.target)(*given.values)
     if exponent > 0:
         return torch.round(sums * float(np.ldexp(mantissa, exponent)))
     rounded: torch.Tensor = torch.round(sums * float(mantissa)) * 2.0 ** float(exponent)
@@ -55,32 +69,57 @@ def _multiplied(node: Node, values: list[torch.Tensor], scales: list[np.float32]
     return rounded.sign() * torch.floor(rounded.abs() + 0.5)
 
 
-def _leaky(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+def _leaky(given: Operands) -> torch.Tensor:
     """XNNPACK's leaky ReLU: a multiplier of 8 fractional bits for each side of zero, ties upwards."""
-    slope = np.float32(cast("float", node.args[1]) if len(node.args) > 1 else 0.01)
-    ratio = scales[0] / scale
+    slope = np.float32(cast("float", given.node.args[1]) if len(given.node.args) > 1 else 0.01)
+    (value,), ratio = given.values, given.scales[0] / given.scale
     above, below = float(np.rint(256 * ratio)), float(np.rint(256 * ratio * slope))
-    scaled = torch.where(values[0] > 0, values[0] * above, values[0] * below)
+    scaled = torch.where(value > 0, value * above, value * below)
     return torch.floor(scaled / 256 + 0.5)
 
 
-def _converted(node: Node, values: list[torch.Tensor], scales: list[np.float32], scale: np.float32) -> torch.Tensor:
+def _converted(given: Operands) -> torch.Tensor:
     """XNNPACK's conversion from one grid to another: a multiplier of 8 fractional bits, ties upwards."""
-    return torch.floor(values[0] * float(np.rint(256 * (scales[0] / scale))) / 256 + 0.5)
+    return torch.floor(given.values[0] * float(np.rint(256 * (given.scales[0] / given.scale))) / 256 + 0.5)
+
+
+def _sum_of_bytes(given: Operands) -> torch.Tensor:
+    """MLAS's addition: zero points make one offset, then comes a fused multiply-add a side, the right one first."""
+    ratios = [one / given.scale for one in given.scales]
+    zeros = [np.float32(zero_point - LOWEST) for zero_point in given.zero_points]
+    offset = np.float32(given.zero_point - LOWEST) - (ratios[0] * zeros[0] + ratios[1] * zeros[1])
+    found = torch.tensor(float(offset), dtype=torch.float64)
+    for side in (1, 0):
+        found = ((given.values[side] + float(zeros[side])) * float(ratios[side]) + found).float().double()
+    return torch.round(found) - (given.zero_point - LOWEST)
+
+
+def _product_of_bytes(given: Operands) -> torch.Tensor:
+    """MLAS's product: the zero point is added before it rounds, so that an odd one turns ties the other way."""
+    ratio = given.scales[0] * given.scales[1] / given.scale
+    zero = given.zero_point - LOWEST
+    return torch.round((given.values[0] * given.values[1]).float() * torch.tensor(ratio) + zero).double() - zero
 
 
 NOT_COMPUTED = (DEQUANTIZE, DEQUANTIZE_WEIGHT, torch.ops.aten.zeros.default)
 """Not values of layers: in files, what a recurrent layer starts from is a constant."""
+LOWEST = -128
+"""What files for onnxruntime, whose activations are bytes, have as code 0."""
 
-LITERT_KERNELS = {
-    "aten.add.Tensor": _added,
-    "aten.sub.Tensor": _added,
-    "aten.matmul.default": _multiplied,
-    "aten.bmm.default": _multiplied,
-    LEAKY_RELU: _leaky,
-    str(DEQUANTIZE): _converted,
+Kernel = Callable[[Operands], torch.Tensor]
+KERNELS: dict[str, dict[str, Kernel]] = {
+    "litert": {
+        "aten.add.Tensor": _added,
+        "aten.sub.Tensor": _added,
+        "aten.matmul.default": _multiplied,
+        "aten.bmm.default": _multiplied,
+        LEAKY_RELU: _leaky,
+        str(DEQUANTIZE): _converted,
+    },
+    "onnxruntime": {"aten.add.Tensor": _sum_of_bytes, "aten.mul.Tensor": _product_of_bytes},
 }
-"""What LiteRT computes in fixed point with a rounding of its own, by XNNPACK's and LiteRT's source."""
+"""By runtime, what rounds in a way of its own: LiteRT's in fixed point, by XNNPACK's and LiteRT's source,
+onnxruntime's as its kernels for bytes were seen to do, on random grids and such as make ties."""
 
 
 class IntegerInterpreter(Interpreter):
@@ -113,8 +152,7 @@ class IntegerInterpreter(Interpreter):
             activation, weighted = weighted, cast("Node", weighted.args[0])
             operator = OPERATORS.get(str(weighted.target))
         scale, zero_point, low, high = cast("tuple[float, int, int, int]", node.args[1:5])
-        alone = activation is not None and weighted.target == DEQUANTIZE
-        codes = self._litert_codes(weighted, scale) if self.runtime == "litert" and not alone else None
+        codes = self._codes_of_its_own(weighted, activation, scale, zero_point)
         if codes is None:
             found = None
             if operator is not None and operator.role is Role.WEIGHTED:
@@ -132,18 +170,25 @@ class IntegerInterpreter(Interpreter):
             codes = codes.clamp(*(float(torch.round(bound * inverse)) for bound in bounds))
         return (codes + zero_point).clamp(low, high).to(torch.int8)
 
-    def _litert_codes(self, node: Node, scale: float) -> torch.Tensor | None:
-        """Codes, less the zero point, of the kernels that don't round as all others do; None for those that do."""
-        kind = str(node.target)
-        arguments = [node] if node.target == DEQUANTIZE else node.args[:2]
+    def _codes_of_its_own(
+        self, node: Node, activation: Node | None, scale: float, zero_point: int
+    ) -> torch.Tensor | None:
+        """Codes, less the zero point, of a kernel that does not round as all others do; None for any other."""
+        kernel = KERNELS.get(self.runtime, {}).get(str(node.target))
+        if kernel is None:
+            return None
+        # onnxruntime fuses nothing behind these kernels, and runs them in float then.
+        if activation is not None and (self.runtime == "onnxruntime" or node.target == DEQUANTIZE):
+            return None
+        arguments = [node] if node.target == DEQUANTIZE else node.args[: 1 if str(node.target) == LEAKY_RELU else 2]
         sources = [source for source in arguments if isinstance(source, Node) and source.target == DEQUANTIZE]
-        if kind in LITERT_KERNELS and len(sources) == (1 if kind in (LEAKY_RELU, str(DEQUANTIZE)) else 2):
-            values = [
-                self.env[cast("Node", source.args[0])].double() - cast("int", source.args[2]) for source in sources
-            ]
-            scales = [np.float32(cast("float", source.args[1])) for source in sources]
-            return LITERT_KERNELS[kind](node, values, scales, np.float32(scale))
-        return None
+        if len(sources) < len(arguments) or node.kwargs:
+            return None
+        zero_points = [cast("int", source.args[2]) for source in sources]
+        codes = [self.env[cast("Node", source.args[0])].double() for source in sources]
+        values = [code - zero for code, zero in zip(codes, zero_points, strict=True)]
+        scales = [np.float32(cast("float", source.args[1])) for source in sources]
+        return kernel(Operands(node, values, scales, zero_points, np.float32(scale), zero_point))
 
     def _products(self, node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The kernel's int32 products of two activations, or sums of them, as float32, and the size of their unit."""

@@ -20,7 +20,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgedl import loops
 from edgedl.core import UnsupportedOperator
-from edgedl.quantize.calibrators import CALIBRATORS, Histogram
+from edgedl.quantize.calibrators import CALIBRATORS, SATURATING, Histogram, mse
 from edgedl.quantize.operators import ELEMENTWISE, OPERATORS, Operator, Role
 from edgedl.quantize.schemes import Scheme
 from edgedl.recurrent import cell_call
@@ -93,6 +93,8 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
                 output = self.mixture
         if joined_activation(node) is not None:
             output = None
+        elif output is self.activation and (function := _last_function(node)):
+            output = self.grids[node] = self._activation(ActivationObserver.with_args(function=function))
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             input_qspec_map=specs, output_qspec=output, _annotated=True
         )
@@ -149,9 +151,11 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
         quant_max: int,
         qscheme: torch.qscheme,
         widened: float = 1.0,
+        function: str = "",
         **_: object,
     ) -> None:
         super().__init__(dtype=dtype)
+        self.function = function
         self.quant_min, self.quant_max, self.qscheme, self.widened = quant_min, quant_max, qscheme, widened
         self.counts = np.zeros(NUM_BINS)
         self.reach = 0.0
@@ -181,7 +185,10 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
     def calibrated(self, calibrator: str) -> Grid:
         """The grid over what a calibrator makes of the histogram."""
         histogram = Histogram(self.counts, self.reach, self.low, self.high)
-        return self.grid(*CALIBRATORS[calibrator](histogram, self.qscheme == torch.per_tensor_symmetric))
+        symmetric = self.qscheme == torch.per_tensor_symmetric
+        if self.function and calibrator != "min-max":
+            return self.grid(*mse(histogram, symmetric, SATURATING[self.function]))
+        return self.grid(*CALIBRATORS[calibrator](histogram, symmetric))
 
     def grid(self, low: float, high: float) -> Grid:
         """The grid that covers a range; on a symmetric one, low = -high."""
@@ -241,6 +248,14 @@ def _share_between_steps(model: GraphModule) -> None:
                 if isinstance(annotation.output_qspec, QuantizationSpec):
                     assert same.target == node.target
                     annotation.output_qspec = SharedQuantizationSpec(same)
+
+
+def _last_function(node: Node) -> str:
+    """The saturating function that makes a network's output of a value, which nothing else reads; "" if none does."""
+    users = list(node.users)
+    if len(users) != 1 or str(users[0].target) not in SATURATING or {u.op for u in users[0].users} != {"output"}:
+        return ""
+    return str(users[0].target)
 
 
 def operator_of(node: Node) -> Operator:
