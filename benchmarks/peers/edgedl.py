@@ -7,11 +7,11 @@ import time
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks import networks, peers
 from edgedl import ladder, plugins
-from edgedl.core import Model, Step, Target
+from edgedl.core import Model, Split, Step, Target
 from edgedl.measure import evaluate
 from edgedl.steps.quantize import Quantize
 from edgedl.torch_session import TorchSession
@@ -60,6 +60,8 @@ def _quantized(form: str, name: str, source: Path) -> tuple[Model, float]:
     """The model after its `quantize` step, and the seconds that it took; targets share it, as in a run."""
     subject = networks.SUBJECTS[name]
     net = networks.load(subject, source)
+    for split in get_args(Split):  # other peers find theirs in a file
+        subject.task.arrays(split)
     start = time.perf_counter()
     model = STEPS[form].apply(Model(net=net, teacher=net), subject.task)
     if form == "static-layers":
