@@ -200,6 +200,20 @@ def test_a_metric_of_another_kind_and_a_target_named_twice(tmp_path: Path) -> No
     assert '"type": "log"' in text
 
 
+def test_further_figures_stand_beside_the_score(shown: Any, tmp_path: Path) -> None:
+    report = sample_report.sample_report()
+    del report["rows"][2]["figures"]  # as in runs of before there were any
+    report["rows"][0]["figures"], report["rows"][1]["figures"] = {"R²": 0.4512, "F1": None}, {"R²": 0.4498, "F1": None}
+    browser = shown(write_page(report, tmp_path), 400)
+    assert_silent_and_within_the_screen(browser, tmp_path / "report.html")
+    card, *others = browser.find_elements("css selector", ".card")
+    assert "R² 0.4512 → 0.4498\nF1 – → –" in card.text
+    assert not any("R²" in other.text for other in others)
+    lines = browser.find_elements("css selector", ".rows tbody tr")
+    assert ["R² 0.4512" in line.text for line in lines[:2]] == [True, False]
+    assert "R² 0.4498" in lines[1].text
+
+
 def test_leaves_one_whole_file(tmp_path: Path) -> None:
     file = write_page(sample_report.sample_report(), tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]

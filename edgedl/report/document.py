@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "gzip_bytes": files.gzip_size(artifact.file) if artifact else None,
         "sha256": files.sha256(artifact.file) if artifact else None,
         "score": climb.deployed.score if climb else None,
-        "figures": dict(climb.deployed.figures) if climb else {},
+        "figures": _finite(climb.deployed.figures) if climb else {},
         "samples": climb.deployed.samples if climb else None,
         "score_by": entry.session.runtime if climb and entry.session else None,
         "init_ms": cold.init_ms if cold else None,
@@ -173,6 +174,11 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "validation_score": entry.validated,
         "operators": [dataclasses.asdict(operator) for operator in entry.operators],
     }
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """A figure that cannot be had of these samples is none, as the F1 of a class that is never there."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _built_for(entry: Entry) -> str | None:

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 from edgedl import analysis, files, gate, plugins
 from edgedl.core import MissingPackage
 from edgedl.report import words
-from edgedl.report.terminal import largest, milliseconds, missed_goals, missing_figures, share, size, sparsity_in_words
+from edgedl.report.terminal import (
+    figure,
+    figure_changes,
+    largest,
+    milliseconds,
+    missed_goals,
+    missing_figures,
+    share,
+    size,
+    sparsity_in_words,
+)
 from edgedl.run import read_report
 
 if TYPE_CHECKING:
@@ -62,6 +72,11 @@ class Group:
     @property
     def judged(self) -> Mapping[str, Any]:
         return self.lines[-1].row
+
+    @property
+    def further(self) -> Mapping[str, str]:
+        """What the task reports besides the score, float → judged."""
+        return figure_changes(self.reference, self.judged)
 
     @property
     def shipped_file(self) -> str | None:
@@ -150,6 +165,7 @@ def _filled(
         "change": partial(words.change, metric=metric),
         "size": size,
         "ms": milliseconds,
+        "figure": figure,
         "heading": words.heading,
         "interval": words.interval,
         "agreement": words.agreement,
