@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgedl.core import Batch, Metric, Task
+from edgedl.core import Batch, Exhibit, Metric, Task
 
 if TYPE_CHECKING:
     import torch
+
+
+NUM_EXHIBITS = 6
 
 
 class Classes(Task):
@@ -43,3 +46,42 @@ class Classes(Task):
     def decisions(self, outputs: Batch) -> np.ndarray:
         """The class chosen, (N,) int64."""
         return np.asarray(outputs["logits"].argmax(axis=1))
+
+    def class_name(self, label: int) -> str:
+        """What people call a class."""
+        return str(label)
+
+    def shown(self, batch: Batch, index: int) -> str | np.ndarray | None:
+        """A sample as a person would look at it, text or a picture; None where there is nothing to see."""
+        return None
+
+    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+        """Those first of which the files think differently, then those that they take for another class."""
+        chosen = {name: np.asarray(self.decisions(outputs)) for name, outputs in answers.items()}
+        right = np.stack([decided == batch["label"] for decided in chosen.values()])
+        alike = np.all([decided == chosen[next(iter(chosen))] for decided in chosen.values()], axis=0)
+        order = np.argsort(np.where(alike, np.where(right[0], 2, 1), 0), kind="stable")
+        found = []
+        for index in order[:NUM_EXHIBITS]:
+            if (sample := self.shown(batch, int(index))) is None:
+                return ()
+            panels: dict[str, str | np.ndarray] = {
+                "input": sample,
+                "truth": self.class_name(int(batch["label"][index])),
+            }
+            for name, decided in chosen.items():
+                share = _softmax(answers[name]["logits"][index])[decided[index]]
+                panels[name] = f"{self.class_name(int(decided[index]))} ({share:.0%})"
+            found.append(Exhibit(f"sample {index}: {_judged(dict(zip(chosen, right[:, index], strict=True)))}", panels))
+        return found
+
+
+def _judged(right: Mapping[str, bool]) -> str:
+    if len(set(right.values())) == 1:
+        return "all are right" if all(right.values()) else "all are wrong"
+    return ", ".join(f"{name} is {'right' if fine else 'wrong'}" for name, fine in right.items())
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())

@@ -21,6 +21,15 @@ class Classification(Classes):
     def inputs(self) -> Mapping[str, TensorSpec]:
         return {"image": TensorSpec(self.image_shape)}
 
+    def shown(self, batch: Batch, index: int) -> np.ndarray:
+        return pixels(batch["image"][index])
+
+
+def pixels(image: np.ndarray) -> np.ndarray:
+    """An image (C, H, W) in [0, 1] as a picture, (H, W, 3) uint8 if it has three channels, else their mean (H, W)."""
+    values = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(axis=0)
+    return np.asarray(np.rint(np.clip(values, 0, 1) * 255), np.uint8)
+
 
 def labelled(
     name: str, source: str, split: Split, read: Callable[[str], tuple[np.ndarray, np.ndarray]], validation_share: int

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgedl import gate, ladder, measure, plugins, progress, stages, stats
 from edgedl.core import EdgedlError, Target
 from edgedl.devices import local
 from edgedl.recipe import Recipe
-from edgedl.report import document
+from edgedl.report import document, exhibits
 from edgedl.report.document import Entry
 from edgedl.run import Run
 from edgedl.stages import Variant
@@ -31,8 +32,11 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     with progress.diverted(run.log):
         variants = stages.apply_steps(recipe, run, root, fresh)
         report = document.begin(recipe, {variant.name: variant.model for variant in variants})
+        shown = False
         for target in recipe.targets:
-            document.add(report, run, target, *_judged(run, target, variants))
+            entries, verdict = _judged(run, target, variants)
+            document.add(report, run, target, entries, verdict)
+            shown = shown or _exhibited(report, run, target, entries, verdict)
             run.note_stage(f"targets/{target.label}", {})
         run.save_quantization(variants[-1].model)
         run.finish(report)
@@ -63,6 +67,21 @@ def _judged(run: Run, target: Target, variants: Sequence[Variant]) -> tuple[list
     failures = {entry.variant: f"it failed: {entry.reason}" for entry in compressed if not entry.climb}
     verdict = gate.judge(float_entry.candidate(), candidates, failures, limits, metric, local.name(), there)
     return entries, verdict
+
+
+def _exhibited(
+    report: dict[str, Any], run: Run, target: Target, entries: Sequence[Entry], verdict: gate.Verdict | None
+) -> bool:
+    """Keeps samples worth looking at, if the float file and a compressed one ran here: what ships, or the best."""
+    answers = {entry.variant: entry.climb.deployed.outputs for entry in entries if entry.runs_here and entry.climb}
+    shipped = verdict.ship if verdict and verdict.ship in answers else "float"
+    other = shipped if shipped != "float" else next((name for name in reversed(answers) if name != "float"), None)
+    if "float" not in answers or other is None:
+        return False
+    failure = exhibits.save(run, target.label, run.recipe.task, {name: answers[name] for name in ("float", other)})
+    if failure:
+        report["warnings"].append(failure)
+    return True
 
 
 def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list[Entry]:

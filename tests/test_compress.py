@@ -121,6 +121,7 @@ def test_the_folder_is_whole_and_as_documented(run, report):
         assert files.sha256(run.folder / found["file"]) == found["sha256"]
         assert (run.folder / found["file"]).stat().st_size == found["size_bytes"]
     assert (run.folder / "recipe.toml").read_text() == RECIPE
+    assert {f"exhibits/{name}" for name in ("exhibits.json", "00-input.png", "05-input.png")} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".partial"))]
     assert not list(run.folder.rglob(".*"))
 
@@ -128,6 +129,7 @@ def test_the_folder_is_whole_and_as_documented(run, report):
 def test_the_report_has_exactly_the_documented_keys(report):
     assert set(report) == {
         "schema", "edgedl", "recipe", "environment", "metric", "parameters", "steps", "rows", "ladder", "verdicts",
+        "warnings",
     }  # fmt: skip
     assert report["metric"] == {"name": "accuracy", "unit": "fraction", "higher_is_better": True}
     assert set(report["rows"][0]) == {

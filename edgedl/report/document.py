@@ -79,6 +79,7 @@ def begin(recipe: Recipe, variants: Mapping[str, Model]) -> dict[str, Any]:
         "rows": [],
         "ladder": [],
         "verdicts": [],
+        "warnings": [],
     }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgedl import analysis, files, gate, plugins
 from edgedl.core import MissingPackage
-from edgedl.report import words
+from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
     figure,
     figure_changes,
@@ -128,6 +128,8 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         statuses=STATUSES,
         symbols=symbols_of(_points(groups)),
         conversions=gate.CONVERSIONS,
+        warnings=report.get("warnings", ()),  # which older runs lack
+        exhibits=exhibits.read(folder),
         sparsity=sparsity_in_words(report),
         missed=missed_goals(report),
         calibrations=list(_calibrations(folder)),

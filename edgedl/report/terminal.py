@@ -63,6 +63,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     for missed in missed_goals(report):
         console.print(Text(missed, style="yellow"))
     console.print()
+    for warning in report.get("warnings", ()):  # which older runs lack
+        console.print(Text.assemble(("warning: ", "bold red"), warning))
     for verdict in report["verdicts"]:
         ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
         line = Text.assemble(

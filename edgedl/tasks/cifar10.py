@@ -23,6 +23,7 @@ FILES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test
 """Of the Python version; those of the binary version end in .bin."""
 FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
 ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 VALIDATION_SHARE = 10
 """One training image in ten is held out for validation: 5,000 of 50,000."""
 NUM_VALUES = 3 * 32 * 32
@@ -49,6 +50,9 @@ class Cifar10(Classification):
     hub: str = Field(default="uoft-cs/cifar10", min_length=1)
     image_shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
     num_classes: ClassVar[int] = 10
+
+    def class_name(self, label: int) -> str:
+        return CLASSES[label]
 
     def arrays(self, split: Split) -> Batch:
         """`image` (N, 3, 32, 32) float32 in [0, 1] and `label` (N,) int64. Raises `DataError`."""

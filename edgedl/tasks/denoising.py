@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -11,11 +11,13 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from edgedl import image_files, plugins, splits
-from edgedl.core import Batch, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.images import pixels
 
 if TYPE_CHECKING:
     import torch
 
+NUM_EXHIBITS = 6
 SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
 
 
@@ -61,16 +63,33 @@ class Denoising(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The peak signal-to-noise ratio of an image, its mean over all."""
-        import torch
-        from torchmetrics.functional.image import peak_signal_noise_ratio
+        return float(_psnr(outputs["restored"], batch["clean"]).mean())
 
-        restored, clean = (torch.from_numpy(np.ascontiguousarray(v)) for v in (outputs["restored"], batch["clean"]))
-        return float(peak_signal_noise_ratio(restored, clean, data_range=(0.0, 1.0), dim=(1, 2, 3)))
+    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+        """Where what was restored is furthest from the clean image, by the last file."""
+        ratios = {name: _psnr(outputs["restored"], batch["clean"]).numpy() for name, outputs in answers.items()}
+        found = []
+        for index in np.argsort(list(ratios.values())[-1], kind="stable")[:NUM_EXHIBITS]:
+            images = {"input": batch["image"], "truth": batch["clean"]}
+            images |= {name: outputs["restored"] for name, outputs in answers.items()}
+            said = ", ".join(f"{name} {values[index]:.1f} dB" for name, values in ratios.items())
+            found.append(Exhibit(f"sample {index}: {said}", {name: pixels(v[index]) for name, v in images.items()}))
+        return found
 
     def _shape(self) -> tuple[int, int, int]:
         if self.folder is None:
             return (1, 28, 28)
         return (1 if self.colour == "grey" else 3, self.size, self.size)
+
+
+def _psnr(restored: np.ndarray, clean: np.ndarray) -> torch.Tensor:
+    """The peak signal-to-noise ratio of each image, (N,)."""
+    import torch
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    pair = (torch.from_numpy(np.ascontiguousarray(values)) for values in (restored, clean))
+    ratios: torch.Tensor = peak_signal_noise_ratio(*pair, data_range=(0.0, 1.0), dim=(1, 2, 3), reduction="none")
+    return ratios
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import Field
 
 from edgedl import image_files, splits
-from edgedl.core import Batch, DataError, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
 from edgedl.drawing import Chance, Shape, paint, pixel_centres
+from edgedl.images import pixels
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 NUM_IMAGES: dict[Split, int] = {"train": 1200, "validation": 200, "test": 400}
 SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
 NUM_CALIBRATION = 200
+NUM_EXHIBITS = 6
+COLOURS = np.array([(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167)])
+"""Okabe and Ito's, which the colour-blind can tell apart, of the classes from 1 on."""
 NUM_THINGS = 4
 """In each image; what is drawn later hides what is behind it."""
 THINGS: dict[int, tuple[Shape, float]] = {1: ("disc", 1.0), 2: ("block", 1.0), 3: ("block", 0.0)}
@@ -82,6 +86,26 @@ class Masks(Task):
     def decisions(self, outputs: Batch) -> np.ndarray:
         """The class of each pixel, (N, H, W) int64."""
         return np.asarray(outputs["logits"].argmax(axis=1))
+
+    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+        """Where the last file has most pixels wrong; classes as colours over the image."""
+        found = {name: self.decisions(outputs) for name, outputs in answers.items()}
+        right = {name: (classes == batch["label"]).mean(axis=(1, 2)) for name, classes in found.items()}
+        exhibits = []
+        for index in np.argsort(list(right.values())[-1], kind="stable")[:NUM_EXHIBITS]:
+            image = pixels(batch["image"][index])
+            classes = {"truth": batch["label"], **found}
+            said = ", ".join(f"{name} {values[index]:.1%}" for name, values in right.items())
+            panels = {name: _coloured(image, labels[index]) for name, labels in classes.items()}
+            exhibits.append(Exhibit(f"sample {index}: right pixels: {said}", {"input": image, **panels}))
+        return exhibits
+
+
+def _coloured(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The image in grey, and over it the colours of all classes but the first, which is the ground."""
+    grey = image.mean(axis=2, keepdims=True) * np.ones(3)
+    colours = COLOURS[(labels - 1) % len(COLOURS)]
+    return np.asarray(np.where((labels > 0)[..., None], 0.4 * grey + 0.6 * colours, grey), np.uint8)
 
 
 @lru_cache(maxsize=4)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgedl.core import Batch, DataError, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ NUM_USERS, NUM_ITEMS, NUM_RATINGS, NUM_TRAITS = 1000, 1700, 200_000, 2
 """As many users and items as in MovieLens 100K, and twice as many ratings."""
 NOISE = 0.5
 """The standard deviation, in stars, of what no model can foresee."""
+NUM_EXHIBITS = 6
 COLUMNS = ("userId", "movieId", "rating")
 
 
@@ -70,6 +71,19 @@ class Ratings(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return math.sqrt(float(np.square(outputs["stars"] - batch["stars"]).mean()))
+
+    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+        """The pairs on which the files differ most."""
+        predicted = {name: outputs["stars"] for name, outputs in answers.items()}
+        order = np.argsort(-np.ptp(list(predicted.values()), axis=0), kind="stable")[:NUM_EXHIBITS]
+        stars = {"truth": batch["stars"], **predicted}
+        return [
+            Exhibit(
+                f"user {batch['user'][index]}, item {batch['item'][index]}",
+                {name: f"{values[index]:.2f} stars" for name, values in stars.items()},
+            )
+            for index in order
+        ]
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from edgedl import splits
-from edgedl.core import Batch, DataError, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+NUM_EXHIBITS = 6
 
 
 class Table(NamedTuple):
@@ -74,6 +77,17 @@ class Regression(Task):
         """R², the share of the variance that is explained."""
         truth = batch["target"].astype(np.float64)
         return {"R²": float(1 - np.square(outputs["prediction"] - truth).sum() / np.square(truth - truth.mean()).sum())}
+
+    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+        """The rows on which the files differ most, in the target's own unit."""
+        mean, deviation = _moments(self._table().targets[self._rows("train")])
+        predicted = {name: outputs["prediction"] for name, outputs in answers.items()}
+        order = np.argsort(-np.ptp(list(predicted.values()), axis=0)[:, 0], kind="stable")[:NUM_EXHIBITS]
+        numbers = {"truth": batch["target"], **predicted}
+        return [
+            Exhibit(f"sample {index}", {name: f"{mean + deviation * v[index, 0]:.4g}" for name, v in numbers.items()})
+            for index in order
+        ]
 
     def _table(self) -> Table:
         return _diabetes() if self.file is None else _from_csv(self.file, self.column)

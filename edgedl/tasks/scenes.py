@@ -142,6 +142,9 @@ class Scenes(Classification):
     image_shape: ClassVar[tuple[int, int, int]] = (3, SIZE, SIZE)
     num_classes: ClassVar[int] = len(THINGS)
 
+    def class_name(self, label: int) -> str:
+        return list(THINGS)[label]
+
     def arrays(self, split: Split) -> Batch:
         """`image` (N, 3, 32, 32) float32 in [0, 1] and `label` (N,) int64, the place of the thing in `THINGS`."""
         images, labels = _drawn("train" if split == "calibration" else split)

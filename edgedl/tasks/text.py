@@ -80,6 +80,16 @@ class Text(Classes):
         """One more than the largest token."""
         return self.vocabulary
 
+    def class_name(self, label: int) -> str:
+        return self.classes[label]
+
+    def shown(self, batch: Batch, index: int) -> str:
+        """The passage as the network sees it, words that have no token of their own as dots."""
+        words = _vocabulary(self.folder, self.csv, self.words, self.vocabulary)
+        return " ".join(
+            words[token - 2] if token > UNKNOWN else "…" for token in batch["tokens"][index] if token != PADDING
+        )
+
     def arrays(self, split: Split) -> Batch:
         """`tokens` (N, words) int32 and `label` (N,) int64. Raises `DataError`."""
         return _encoded(self.folder, self.csv, self.words, self.vocabulary)[split]
@@ -91,11 +101,16 @@ def split_words(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=2)
+def _vocabulary(folder: str | None, file: str | None, length: int, size: int) -> list[str]:
+    """The words that have tokens, from 2 on."""
+    counts = Counter(word for words, _ in _corpus(folder, file, length)[1]["train"] for word in words)
+    return sorted(counts, key=lambda word: (-counts[word], word))[: size - 2]
+
+
+@lru_cache(maxsize=2)
 def _encoded(folder: str | None, file: str | None, length: int, size: int) -> dict[Split, Batch]:
     _, corpus = _corpus(folder, file, length)
-    counts = Counter(word for words, _ in corpus["train"] for word in words)
-    common = sorted(counts, key=lambda word: (-counts[word], word))[: size - 2]
-    number = {word: place for place, word in enumerate(common, start=2)}
+    number = {word: place for place, word in enumerate(_vocabulary(folder, file, length, size), start=2)}
     encoded: dict[Split, Batch] = {}
     seen: set[bytes] = set()
     splits: tuple[Split, ...] = ("test", "validation", "train")

@@ -40,6 +40,12 @@ class Xray(Classification):
     def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         return (1, self.size, self.size)
 
+    def class_name(self, label: int) -> str:
+        if self.folder is None:
+            return ("no lesion", "lesion")[label]
+        root = Path(self.folder)
+        return _classes(root / "test" if _divided(root) else root)[label].name
+
     def arrays(self, split: Split) -> Batch:
         """`image` (N, 1, size, size) float32 in [0, 1] and `label` (N,) int64. Raises `DataError`."""
         if self.folder is None:
@@ -63,9 +69,9 @@ def _read(folder: str, size: int, part: str) -> tuple[np.ndarray, np.ndarray]:
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; it needs a folder of images for each of two classes")
-    divided = (root / "train").is_dir() and (root / "test").is_dir()
+    divided = _divided(root)
     root = root / part if divided else root
-    classes = sorted(inner for inner in root.iterdir() if inner.is_dir())
+    classes = _classes(root)
     if len(classes) != 2:
         names = ", ".join(inner.name for inner in classes) or "none"
         raise DataError(f"{root}: needs a folder of images for each of two classes; there are {names}")
@@ -81,6 +87,14 @@ def _read(folder: str, size: int, part: str) -> tuple[np.ndarray, np.ndarray]:
     if len(set(labels.tolist())) < 2:
         raise DataError(f"{root}: all {part} images are of class {classes[labels[0]].name}; there are too few")
     return np.concatenate([image_files.picture(file, (1, size, size)) for file, _ in chosen]), labels
+
+
+def _divided(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def _classes(root: Path) -> list[Path]:
+    return sorted(inner for inner in root.iterdir() if inner.is_dir())
 
 
 @lru_cache(maxsize=2)
