@@ -21,9 +21,10 @@ import typer.main
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 
-from edgedl import engine, plugins
+from edgedl import engine, plugins, recipe
 from edgedl import run as runs
 from edgedl.cli.main import app
+from tests import sample_report
 
 ALL_OPTIONS = {
     # Frozen: scripts of other people rest on these. Arguments are in capitals, as the help shows them.
@@ -36,7 +37,7 @@ ALL_OPTIONS = {
     "compare": {"--help", "-h", "RUNS", "--out", "--json"},
     "report": {"--help", "-h", "RUN", "--out", "--json"},
     "recipes": {"--help", "-h"},
-    "recipes list": {"--help", "-h", "--json"},
+    "recipes list": {"--help", "-h", "--out", "--json"},
     "recipes show": {"--help", "-h", "NAME", "--json"},
     "recipes schema": {"--help", "-h", "--json"},
     "targets": {"--help", "-h", "--json"},
@@ -264,6 +265,28 @@ def test_tables_are_for_people(edgedl, arguments):
     done = edgedl(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) > 3
+
+
+def test_recipes_stand_beside_what_their_last_runs_measured(edgedl, tmp_path):
+    content = recipe.load("mlp-int8").model_dump(mode="json")
+    report = sample_report.sample_report() | {"recipe": content}
+    other = report | {"recipe": content | {"seed": 7}}
+    for folder, found in (("2026-01-01T00-00-00", report), ("2026-01-02T00-00-00", other), ("2026-01-03T00-00-00", {})):
+        (tmp_path / "mlp-int8" / folder).mkdir(parents=True)
+        (tmp_path / "mlp-int8" / folder / "report.json").write_text(json.dumps(found))
+    listed = {
+        found["name"]: found for found in json.loads(edgedl("recipes", "list", "--out", str(tmp_path), "--json").stdout)
+    }
+    assert {name for name, found in listed.items() if found["last"]} == {"mlp-int8"}
+    assert listed["mlp-int8"]["last"] == {
+        "run": str(tmp_path / "mlp-int8" / "2026-01-01T00-00-00"), "target": "tflite", "ship": "compressed",
+        "float": 0.975, "compressed": 0.9722, "speedup": 2.827, "size_ratio": 3.91,
+    }  # fmt: skip
+    assert listed["lstm-int8"]["family"] == "recurrent-classifier"
+    lines = edgedl("recipes", "list", "--out", str(tmp_path)).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("mlp-int8 "))
+    assert re.search(r"mlp +digits +accuracy +0\.9750 → 0\.9722 +2\.83x +3\.91x +tflite: compressed +Multilayer", line)
+    assert "No recipe has a finished run here" in edgedl("recipes", "list", "--out", str(tmp_path / "none")).stdout
 
 
 def test_tables_of_a_run_name_every_row(run_folder, compressed):

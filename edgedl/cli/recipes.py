@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,17 +13,26 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
-def list_recipes(as_json: Json = False) -> None:
-    """List the shipped recipes."""
+def list_recipes(
+    out: Annotated[Path, typer.Option(help="Where run folders are, for the figures last measured.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List the shipped recipes, and what their last runs measured."""
     from edgedl import recipe as recipes
     from edgedl.cli.show import print_json
-    from edgedl.report import terminal
+    from edgedl.report import summary, terminal
 
     found = [recipes.load(name) for name in recipes.names()]
+    last = [summary.of_recipe(recipe, out) for recipe in found]
     if as_json:
-        print_json([recipe.model_dump(mode="json") for recipe in found])
+        print_json(
+            [
+                recipe.model_dump(mode="json") | {"family": recipe.model.label, "last": figures}
+                for recipe, figures in zip(found, last, strict=True)
+            ]
+        )
     else:
-        terminal.print_recipes(found)
+        terminal.print_recipes(found, last)
 
 
 @app.command()

@@ -203,19 +203,30 @@ def print_operators(title: str, operators: Sequence[Mapping[str, Any]]) -> None:
     _console().print(table)
 
 
-def print_recipes(recipes: Sequence[Recipe]) -> None:
-    """Name, task, metric, steps, targets and description of recipes."""
-    table = _table("recipe", "task", "metric", "steps", "targets", "description")
-    for recipe in recipes:
+def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | None]) -> None:
+    """Name, family, what is learned and by what it is judged; and what the last run measured, if there is one."""
+    console = _console()
+    columns = ("recipe", "family", "task", "metric", "float → compressed", "speed-up", "smaller", "best target ships")
+    table = _table(*columns, "description")
+    for recipe, figures in zip(recipes, last, strict=True):
         table.add_row(
             recipe.name,
-            recipe.task.use,
+            recipe.model.label,
+            recipe.task.label,
             recipe.task.metric.name,
-            ", ".join(step.label for step in recipe.steps),
-            ", ".join(target.label for target in recipe.targets),
+            f"{_score(figures['float'])} → {_score(figures['compressed'])}" if figures else NONE,
+            _times(figures["speedup"]) if figures else NONE,
+            _times(figures["size_ratio"]) if figures else NONE,
+            f"{figures['target']}: {figures['ship']}" if figures else NONE,
             recipe.description,
         )
-    _console().print(table)
+    console.print(table)
+    if not any(last):
+        console.print("\nNo recipe has a finished run here: `edgedl compress --recipe NAME` makes one.")
+
+
+def _times(ratio: float | None) -> str:
+    return NONE if ratio is None else f"{ratio:.2f}x"
 
 
 def print_targets(rows: Sequence[Mapping[str, Any]]) -> None:
