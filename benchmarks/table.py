@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from edgedl.report import words
+
 RESULTS = Path(__file__).parent / "results"
 OURS = "edgedl"
 RUNTIMES = ("tflite", "onnxruntime")
@@ -22,9 +24,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder")
     folder = parser.parse_args().results
-    for name, written in (("quantization", markdown), ("pruning", pruning), ("auto", auto)):
+    for name, written in WRITTEN.items():
         if (file := folder / f"{name}.json").exists():
             file.with_suffix(".md").write_text(written(json.loads(file.read_text())))
+
+
+FAMILIES = ("recipe", "target", "file", "metric", "float", "compressed", "drop", "smaller", "speed-up",
+            "repeats its simulation", "ships")  # fmt: skip
+
+
+def families(results: dict[str, Any]) -> str:
+    """A line for every recipe and target, what does not ship and why, and what each recipe took."""
+    rows: list[Row] = results["rows"]
+    done = [row for row in rows if "failed" not in row]
+    about = (
+        f"Measured on {results['device']['name']}, one thread, batches of one, each recipe in a process of its own, "
+        "nothing taken from earlier runs. Scores are of the exported files over the whole test set; of TensorRT's, "
+        "which are built but cannot run there, onnxruntime scores the very ONNX file that the engine is made of. Drop: "
+        "in the metric's unit, and as a share of the float score. Written by `benchmarks/families.py`."
+    )
+    measured = [[row["recipe"], *cells] for row in done for cells in of_family(row)]
+    lines = ["# Every recipe, from start to finish", "", about, "", *as_table(FAMILIES, measured)]
+    refusals = [f"- {row['recipe']}, {reason}" for row in done for reason in unshipped(row)]
+    if refusals:
+        lines += ["", "## What does not ship, and why", "", *refusals]
+    costs = [[row["recipe"], f"{row['seconds']:.0f}", f"{row['cpu_seconds']:.0f}"] for row in rows]
+    lines += ["", "## What it takes", "", *as_table(("recipe", "s", "CPU s"), costs)]
+    if failed := [f"- {row['recipe']}: {row['failed']}" for row in rows if "failed" in row]:
+        lines += ["", "## Failed", "", *failed]
+    return "\n".join(lines) + "\n"
+
+
+def of_family(row: Row) -> list[list[str]]:
+    """What is said of every target of one recipe."""
+    return [[found["target"], *_family(found, row["metric"])] for found in row["targets"]]
+
+
+def unshipped(row: Row) -> list[str]:
+    """Why targets ship float or nothing; the device has to judge where a file cannot run."""
+    kept = [found for found in row["targets"] if found["ship"] in ("float", "none") and found["variant"] != "float"]
+    return [f"{found['target']} ships {found['ship']}: {found['why']}" for found in kept]
+
+
+def _family(found: Row, metric: Row) -> list[str]:
+    drop, speedup, agreement = found["drop"], found["speedup"], found["agreement"]
+    share = f" ({drop / abs(found['float']):+.2%})" if drop is not None and found["float"] else ""
+    built = "" if found["status"] == "ok" else f", {found['status']}"
+    return [
+        f"{found['variant']}, {found['precision']}{built}",
+        metric["name"],
+        NONE if found["float"] is None else f"{found['float']:.4f}",
+        NONE if found["variant"] == "float" or found["score"] is None else f"{found['score']:.4f}",
+        NONE if drop is None else f"{drop:+.4f}{share}",
+        NONE if found["size_ratio"] is None else f"{found['size_ratio']:.2f}×",
+        NONE if speedup is None else f"{speedup['median']:.2f}× {speedup['verdict']}",
+        NONE if agreement is None else words.agreement(agreement),
+        found["ship"],
+    ]
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -44,7 +100,7 @@ def markdown(results: dict[str, Any]) -> str:
         "file; each tool by the setting with the most dB. A tool that leaves layers in float has more dB, and a larger "
         "or slower file, which the tables below show.",
         "",
-        *_table(
+        *as_table(
             GLANCE, [line for network in networks for runtime in RUNTIMES if (line := _glance(rows, network, runtime))]
         ),
     ]
@@ -54,7 +110,7 @@ def markdown(results: dict[str, Any]) -> str:
         for runtime in RUNTIMES:
             there = [row for row in own if row.get("runtime") == runtime]
             if there:
-                lines += [*_table(["runtime", "tool", "file", *COLUMNS], _details(there, runtime)), ""]
+                lines += [*as_table(["runtime", "tool", "file", *COLUMNS], _details(there, runtime)), ""]
         lines += [f"- {line}" for line in _failures(own)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -87,7 +143,7 @@ def pruning(results: dict[str, Any]) -> str:
         f"Measured on {results['device']['name']}, one thread, batches of one; seeds {_seeds(rows)}: means over them, "
         "medians for times. Speed-ups of float files over the whole network's; s: pruning and training."
     )
-    return "\n".join(["# Pruning: edgedl against torch-pruning", "", about, "", *_table(header, lines)]) + "\n"
+    return "\n".join(["# Pruning: edgedl against torch-pruning", "", about, "", *as_table(header, lines)]) + "\n"
 
 
 def auto(results: dict[str, Any]) -> str:
@@ -104,7 +160,7 @@ def auto(results: dict[str, Any]) -> str:
         "Quantizer the fastest whose test score is within the limit, timed in turn with what `auto` ships; that "
         "was chosen without test samples. Speed-ups are over edgedl's float file; what would be slower is not shipped."
     )
-    return "\n".join(["# Method auto: what is shipped", "", about, "", *_table(header, lines)]) + "\n"
+    return "\n".join(["# Method auto: what is shipped", "", about, "", *as_table(header, lines)]) + "\n"
 
 
 def _worth(row: Row) -> list[str]:
@@ -207,9 +263,14 @@ def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def as_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, line by line."""
     rule = ["---"] * len(header)
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)]
+
+
+WRITTEN = {"quantization": markdown, "pruning": pruning, "auto": auto, "families": families}
+"""What is written of each results file."""
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import auto, environments, networks, pruning, quantization, table
+from benchmarks import auto, catalogue, environments, families, networks, pruning, quantization, table
 from benchmarks.networks import LSTM, SUBJECTS, DigitRows, Subject
 from benchmarks.peers import edgedl as ours
-from edgedl import recipe, training
+from edgedl import files, recipe, training
 from edgedl.core import TensorSpec
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
@@ -22,6 +22,7 @@ from edgedl.steps.quantize import Quantize
 from edgedl.steps.train import Train
 from edgedl.tasks.digits import Digits
 from edgedl.torch_session import TorchSession, named_outputs
+from tests.sample_report import sample_report
 
 
 def row(peer: str, file: str, seed: int = 0, network: str = "cnn", **facts) -> dict:
@@ -223,3 +224,85 @@ def test_torch_pruning_reaches_the_goal_in_multiples_and_learns(method, monkeypa
     assert all(module.out_channels % pruning.ROUND_TO == 0 for module in found if hasattr(module, "out_channels"))
     assert evaluate(TorchSession(found, Digits()), Digits(), "test").score > 0.5
     assert net.conv1.out_channels == 16
+
+
+def family(name: str = "mlp-int8", **facts) -> dict:
+    row = {"recipe": name, "sha256": files.sha256(recipe.find(name)), "seconds": 70.2, "cpu_seconds": 65.0}
+    return row | families.figures(sample_report() | {"warnings": []}) | facts
+
+
+def test_the_row_of_a_recipe_holds_the_judged_file_of_every_target():
+    row = family()
+    tflite, onnx, tensorrt, rtx = row["targets"]
+    assert (tflite["variant"], tflite["float"], tflite["score"], tflite["ship"]) == (
+        "compressed",
+        0.975,
+        0.9722,
+        "compressed",
+    )
+    assert tflite["agreement"] == {"sqnr_db": 240.0, "same_decision": 1.0, "max_steps": 0}
+    assert (tflite["drop"], tflite["size_ratio"], tflite["speedup"]["verdict"]) == (0.0028, 3.91, "faster")
+    assert (onnx["status"], onnx["ship"]) == ("refused", "float")
+    assert (tensorrt["status"], tensorrt["speedup"]) == ("built", None)
+    assert (rtx["variant"], rtx["score"], rtx["ship"]) == ("compressed", None, "none")
+    assert row["gains"] == {"target": "tflite", "ship": "compressed", "float": 0.975, "compressed": 0.9722,
+                            "speedup": 2.827, "size_ratio": 3.91}  # fmt: skip
+
+
+def test_the_table_of_families_says_what_ships_and_why_not():
+    failed = {"recipe": "lstm-int8", "sha256": "", "seconds": 1800.4, "cpu_seconds": 3.0, "failed": "did not end"}
+    text = table.families({"device": {"name": "a machine"}, "rows": [family(), failed]})
+    worth = "0.9750 | 0.9722 | +0.0028 (+0.29%) | 3.91× | 2.83× faster | bit for bit | compressed |"
+    assert f"| mlp-int8 | tflite | compressed, int8 | accuracy | {worth}" in text
+    assert (
+        "| mlp-int8 | tensorrt | compressed, int8, built | accuracy | 0.9750 | 0.9750 | +0.0000 (+0.00%) | 3.91× | – |"
+        in text
+    )
+    assert "- mlp-int8, onnxruntime ships float: compressed is refused: it is slower" in text
+    assert "- mlp-int8, tensorrt-rtx ships none: not judged" in text
+    assert "tensorrt ships" not in text
+    assert "| lstm-int8 | 1800 | 3 |" in text
+    assert "- lstm-int8: did not end" in text
+
+
+def test_a_recipe_is_run_again_only_if_it_failed_or_changed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(families, "measured", lambda name, runs, limit: asked.append(name) or family(name))
+    paths = {"--results": tmp_path / "families.json", "--document": tmp_path / "recipes.md", "--runs": tmp_path}
+    options = [str(part) for pair in paths.items() for part in pair]
+    names = ["cnn-int8", "mlp-int8", "lstm-int8"]
+    rows = [family(), family("cnn-int8") | {"sha256": "of another text"}, family("lstm-int8") | {"failed": "why"}]
+    rows.append(family("gru-int8"))
+    paths["--results"].write_text(json.dumps({"device": {}, "rows": [*rows, {"recipe": "no more there"}]}))
+    families.main(["--recipes", *names, *options])
+    assert asked == ["cnn-int8", "lstm-int8"]
+    kept = json.loads(paths["--results"].read_text())["rows"]
+    assert [row["recipe"] for row in kept] == ["cnn-int8", "gru-int8", "lstm-int8", "mlp-int8"]
+    assert not any("failed" in row for row in kept)
+    assert "| mlp-int8 | tflite |" in paths["--results"].with_suffix(".md").read_text()
+    assert "97.50% → 97.22%" in paths["--document"].read_text()
+    families.main(["--recipes", *names, *options, "--fresh"])
+    assert asked[2:] == names
+
+
+def test_a_recipe_that_takes_too_long_is_ended_and_one_that_fails_says_why(tmp_path):
+    row = families.measured("mlp-int8", tmp_path, limit=0.05)
+    assert row["failed"] == "did not end within 0.05 s"
+    (tmp_path / "file").write_text("")
+    row = families.measured("mlp-int8", tmp_path / "file", limit=300)
+    assert "cannot write a run there" in row["failed"]
+
+
+def test_the_document_of_recipes_is_what_the_results_and_recipes_say():
+    """If this fails, `python -m benchmarks.catalogue` writes it anew."""
+    results = json.loads(catalogue.RESULTS.read_text(encoding="utf-8"))
+    assert catalogue.DOCUMENT.read_text(encoding="utf-8") == catalogue.document(results)
+    assert catalogue.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == table.families(results)
+
+
+def test_the_document_tells_how_to_take_real_data():
+    text = catalogue.document({"device": {"name": "a machine"}, "rows": []})
+    assert all(f"\n### {name}\n" in text for name in recipe.names())
+    assert '`task = { use = "mnist", folder = "..." }` or `task = { use = "mnist", hub = "..." }`' in text
+    assert '`task = { use = "text", folder = "..." }` or `task = { use = "text", csv = "..." }`' in text
+    assert "not measured yet" in text
