@@ -81,6 +81,8 @@ def _details(recipe: Recipe, row: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"- Data: {_about(task)}"
     yield f"- Real data: {_real(task)}"
     yield f"- Judged by {metric.name}, {better} is better; may lose {recipe.limits.score_drop:g}"
+    if row is not None and row.get("baseline"):
+        yield f"- Baseline: {words.score(row['baseline']['score'], row['metric'])} by {row['baseline']['answer']}"
     if row is not None and "failed" not in row:
         yield ""
         yield from table.as_table(table.FAMILIES[1:], table.of_family(row))

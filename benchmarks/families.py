@@ -115,6 +115,7 @@ def figures(report: Mapping[str, Any]) -> Row:
         )
     return {
         "metric": report["metric"],
+        "baseline": report["baseline"],
         "parameters": report["parameters"],
         "gains": summary.gains(report),
         "warnings": report["warnings"],

@@ -29,7 +29,7 @@ def main() -> None:
             file.with_suffix(".md").write_text(written(json.loads(file.read_text())))
 
 
-FAMILIES = ("recipe", "target", "file", "metric", "float", "compressed", "drop", "smaller", "speed-up",
+FAMILIES = ("recipe", "target", "file", "metric", "baseline", "float", "compressed", "drop", "smaller", "speed-up",
             "repeats its simulation", "ships")  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def families(results: dict[str, Any]) -> str:
         f"Measured on {results['device']['name']}, one thread, batches of one, each recipe in a process of its own, "
         "nothing taken from earlier runs. Scores are of the exported files over the whole test set; of TensorRT's, "
         "which are built but cannot run there, onnxruntime scores the very ONNX file that the engine is made of. Drop: "
-        "in the metric's unit, and as a share of the float score. Written by `benchmarks/families.py`."
+        "in the metric's unit, and as a share of the float score. Baseline: the score of an answer that takes no "
+        "network, such as always the commonest class. Written by `benchmarks/families.py`."
     )
     measured = [[row["recipe"], *cells] for row in done for cells in of_family(row)]
     lines = ["# Every recipe, from start to finish", "", about, "", *as_table(FAMILIES, measured)]
@@ -57,7 +58,7 @@ def families(results: dict[str, Any]) -> str:
 
 def of_family(row: Row) -> list[list[str]]:
     """What is said of every target of one recipe."""
-    return [[found["target"], *_family(found, row["metric"])] for found in row["targets"]]
+    return [[found["target"], *_family(found, row)] for found in row["targets"]]
 
 
 def unshipped(row: Row) -> list[str]:
@@ -66,13 +67,14 @@ def unshipped(row: Row) -> list[str]:
     return [f"{found['target']} ships {found['ship']}: {found['why']}" for found in kept]
 
 
-def _family(found: Row, metric: Row) -> list[str]:
-    drop, speedup, agreement = found["drop"], found["speedup"], found["agreement"]
+def _family(found: Row, row: Row) -> list[str]:
+    baseline, drop, speedup, agreement = row["baseline"], found["drop"], found["speedup"], found["agreement"]
     share = f" ({drop / abs(found['float']):+.2%})" if drop is not None and found["float"] else ""
     built = "" if found["status"] == "ok" else f", {found['status']}"
     return [
         f"{found['variant']}, {found['precision']}{built}",
-        metric["name"],
+        row["metric"]["name"],
+        NONE if baseline is None else f"{baseline['score']:.4f}",
         NONE if found["float"] is None else f"{found['float']:.4f}",
         NONE if found["variant"] == "float" or found["score"] is None else f"{found['score']:.4f}",
         NONE if drop is None else f"{drop:+.4f}{share}",

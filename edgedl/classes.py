@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgedl.core import Batch, Exhibit, Metric, Task
+from edgedl.core import Baseline, Batch, Exhibit, Metric, Task
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,14 @@ class Classes(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return float((self.decisions(outputs) == batch["label"]).mean())
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """Of accuracy alone; tasks with another metric state their own."""
+        if self.metric != Classes.metric:
+            return None
+        counts = np.unique(self.arrays("test")["label"], return_counts=True)[1]
+        return Baseline(float(counts.max() / counts.sum()), "always answering the commonest class")
 
     def decisions(self, outputs: Batch) -> np.ndarray:
         """The class chosen, (N,) int64."""

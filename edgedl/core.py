@@ -94,6 +94,14 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """The test score of an answer that takes no network, and what answer that is: "always answering the mean"."""
+
+    score: float
+    answer: str
+
+
+@dataclass(frozen=True)
 class Exhibit:
     """One sample as a person would look at it, float beside compressed.
 
@@ -157,6 +165,11 @@ class Task(Part):
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The metric over a whole split, in its unit."""
         raise NotImplementedError
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What a network has to beat to have learned anything; None where that is not known."""
+        return None
 
     def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """What else the field reports of a whole split, by name; the score alone decides what ships."""
@@ -368,6 +381,8 @@ class Limits(BaseModel):
 
     score_drop: NonNegativeFloat = 0.01
     slower: Literal["refuse", "allow"] = "refuse"
+    unlearned: Literal["refuse", "allow"] = "refuse"
+    """A float network that does no better than the task's baseline."""
 
 
 class Bench(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgedl.core import Limits, Metric, OperatorTime
+from edgedl.core import Baseline, Limits, Metric, OperatorTime
 from edgedl.ladder import Climb
 from edgedl.stats import Speedup
 
@@ -54,12 +54,17 @@ def judge(
     metric: Metric,
     device: str,
     judge_there: str | None,
+    unlearned: str | None = None,
 ) -> Verdict:
     """Judges the compressed files of one target, best last, against the float file.
 
     `failures` are variants of which there is no file, with the reason; `judge_there` is the command
-    that judges on the device itself, given where nothing could run here.
+    that judges on the device itself, given where nothing could run here; `unlearned` says why the float
+    network itself is worth nothing, so that what keeps its score is not, either.
     """
+    if unlearned is not None:
+        everything = dict.fromkeys((reference.variant, *(candidate.variant for candidate in candidates)), unlearned)
+        return Verdict("none", f"nothing is worth shipping: {unlearned}", everything | dict(failures))
     refused = {
         candidate.variant: reason for candidate in candidates if (reason := objection(candidate, limits, metric))
     } | dict(failures)
@@ -76,6 +81,14 @@ def judge(
         why = f"{_gains(best, reference, metric)}; its speed is not known here: on the device run {judge_there}"
         return Verdict("host only", why, refused)
     return Verdict(best.variant, f"{_gains(best, reference, metric)}, measured on {device}", refused)
+
+
+def why_unlearned(score: float, metric: Metric, baseline: Baseline | None) -> str | None:
+    """Why a float network with this test score has learned nothing; None if it has, or if that is not known."""
+    if baseline is None or metric.drop(baseline.score, score) < 0:
+        return None
+    said = f"{metric.name} {score:.4f} against {baseline.score:.4f}"
+    return f"the float network does no better than {baseline.answer}: {said}"
 
 
 def objection(candidate: Candidate, limits: Limits, metric: Metric) -> str | None:

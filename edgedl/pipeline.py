@@ -26,15 +26,20 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     plugins.require(recipe.needed_targets)
     task = recipe.task
     task.arrays("test")
+    baseline = task.baseline
     for step in recipe.steps:
         step.sources()
     run = Run.create(recipe, source, root)
     with progress.diverted(run.log):
         variants = stages.apply_steps(recipe, run, root, fresh)
-        report = document.begin(recipe, {variant.name: variant.model for variant in variants})
+        report = document.begin(recipe, {variant.name: variant.model for variant in variants}, baseline)
+        unlearned = gate.why_unlearned(variants[0].source.score, task.metric, baseline)
+        if unlearned:
+            report["warnings"].append(unlearned)
+        refusal = unlearned if recipe.limits.unlearned == "refuse" else None
         shown = False
         for target in recipe.targets:
-            entries, verdict = _judged(run, target, variants)
+            entries, verdict = _judged(run, target, variants, refusal)
             document.add(report, run, target, entries, verdict)
             shown = shown or _exhibited(report, run, target, entries, verdict)
             run.note_stage(f"targets/{target.label}", {})
@@ -43,8 +48,13 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     return run
 
 
-def _judged(run: Run, target: Target, variants: Sequence[Variant]) -> tuple[list[Entry], gate.Verdict | None]:
-    """Every variant on one target: built, held against the ladder, measured in turn with the others, judged."""
+def _judged(
+    run: Run, target: Target, variants: Sequence[Variant], unlearned: str | None
+) -> tuple[list[Entry], gate.Verdict | None]:
+    """Every variant on one target: built, held against the ladder, measured in turn with the others, judged.
+
+    `unlearned` is why none of them may ship, whatever they do.
+    """
     reference, *others = variants
     entries = [_built(run, target, reference)]
     for variant in others:
@@ -65,7 +75,7 @@ def _judged(run: Run, target: Target, variants: Sequence[Variant]) -> tuple[list
     there = None if float_entry.runs_here else document.judging_command(run, entries)
     candidates = [entry.candidate() for entry in compressed if entry.climb]
     failures = {entry.variant: f"it failed: {entry.reason}" for entry in compressed if not entry.climb}
-    verdict = gate.judge(float_entry.candidate(), candidates, failures, limits, metric, local.name(), there)
+    verdict = gate.judge(float_entry.candidate(), candidates, failures, limits, metric, local.name(), there, unlearned)
     return entries, verdict
 
 

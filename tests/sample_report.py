@@ -40,6 +40,8 @@ def sample_report() -> dict[str, Any]:
             {"use": "train", "epochs": 10, "lr": 1e-3, "metrics": {"epochs": _epochs(10), "reused": "runs/before"}},
             {"use": "quantize", "precision": "int8", "metrics": {}},
         ],
+        "baseline": {"score": 0.1056, "answer": "always answering the commonest class"},
+        "warnings": [],
         "rows": [
             row("float", "tflite", 0.0543, 1_692_144, operators=_litert_operators()),
             row("compressed", "tflite", 0.0191, 432_464, score=0.9722, operators=_litert_operators()[:2]),

@@ -129,7 +129,7 @@ def test_the_folder_is_whole_and_as_documented(run, report):
 def test_the_report_has_exactly_the_documented_keys(report):
     assert set(report) == {
         "schema", "edgedl", "recipe", "environment", "metric", "parameters", "steps", "rows", "ladder", "verdicts",
-        "warnings",
+        "warnings", "baseline",
     }  # fmt: skip
     assert report["metric"] == {"name": "accuracy", "unit": "fraction", "higher_is_better": True}
     assert set(report["rows"][0]) == {

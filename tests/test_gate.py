@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgedl import gate
-from edgedl.core import Limits, Metric, OperatorTime
+from edgedl.core import Baseline, Limits, Metric, OperatorTime
 from edgedl.ladder import Agreement, Climb, Rung
 from edgedl.measure import Scored
 from edgedl.stats import Speedup
@@ -107,3 +107,29 @@ def test_no_sound_file_ships_nothing():
     verdict = gate.judge(broken, [compressed(breach="broken too")], {}, Limits(), ACCURACY, "a test", None)
     assert verdict.ship == "none"
     assert set(verdict.refused) == {"float", "compressed"}
+
+
+COMMONEST = Baseline(0.5, "always answering the commonest class")
+
+
+@pytest.mark.parametrize(
+    ("score", "metric", "learned"),
+    [(0.51, ACCURACY, True), (0.5, ACCURACY, False), (0.48, ACCURACY, False), (float("nan"), ACCURACY, False),
+     (0.49, ERROR, True), (0.5, ERROR, False), (0.6, ERROR, False)],
+)  # fmt: skip
+def test_a_network_has_learned_if_it_beats_the_baseline(score, metric, learned):
+    assert (gate.why_unlearned(score, metric, COMMONEST) is None) == learned
+    assert gate.why_unlearned(score, metric, None) is None
+
+
+def test_nothing_of_a_network_that_never_learned_ships_however_fast_and_exact():
+    unlearned = gate.why_unlearned(0.48, ACCURACY, COMMONEST)
+    said = "the float network does no better than always answering the commonest class: accuracy 0.4800 against 0.5000"
+    assert unlearned == said
+    reference = gate.Candidate("float", 4000, climb(), None)
+    for there in (None, "a command"):
+        failures = {"int4": "it failed: no kernel"}
+        verdict = gate.judge(reference, [compressed()], failures, Limits(), ACCURACY, "a test", there, unlearned)
+        assert verdict.ship == "none"
+        assert said in verdict.why
+        assert verdict.refused == {"float": said, "compressed": said, "int4": "it failed: no kernel"}

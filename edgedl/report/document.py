@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgedl import __version__, files, gate, ladder, measure, stats
-from edgedl.core import Artifact, Metric, Model, OperatorTime, Session, Target
+from edgedl.core import Artifact, Baseline, Metric, Model, OperatorTime, Session, Target
 from edgedl.devices import local
 from edgedl.gate import Candidate, Verdict
 from edgedl.ladder import Climb
@@ -66,7 +66,7 @@ class Entry:
         return f"{self.variant}: {metric.name} {self.climb.deployed.score:.4f}"
 
 
-def begin(recipe: Recipe, variants: Mapping[str, Model]) -> dict[str, Any]:
+def begin(recipe: Recipe, variants: Mapping[str, Model], baseline: Baseline | None) -> dict[str, Any]:
     """A report without rows yet."""
     return {
         "schema": SCHEMA,
@@ -74,6 +74,7 @@ def begin(recipe: Recipe, variants: Mapping[str, Model]) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json"),
         "environment": local.describe(),
         "metric": dataclasses.asdict(recipe.task.metric),
+        "baseline": dataclasses.asdict(baseline) if baseline else None,
         "parameters": {name: parameters(model, recipe) for name, model in variants.items()},
         "steps": [dict(record.step) | {"metrics": record.metrics} for record in list(variants.values())[-1].lineage],
         "rows": [],

@@ -128,6 +128,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         statuses=STATUSES,
         symbols=symbols_of(_points(groups)),
         conversions=gate.CONVERSIONS,
+        baseline=report.get("baseline"),
         warnings=report.get("warnings", ()),  # which older runs lack
         exhibits=exhibits.read(folder),
         sparsity=sparsity_in_words(report),

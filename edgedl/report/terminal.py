@@ -63,7 +63,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     for missed in missed_goals(report):
         console.print(Text(missed, style="yellow"))
     console.print()
-    for warning in report.get("warnings", ()):  # which older runs lack
+    warnings = report.get("warnings", ())  # which older runs lack
+    for warning in warnings:
         console.print(Text.assemble(("warning: ", "bold red"), warning))
     for verdict in report["verdicts"]:
         ship = "judge on the device" if verdict["ship"] == "host only" else f"ship {verdict['ship']}"
@@ -74,7 +75,7 @@ def print_report(report: Mapping[str, Any]) -> None:
         )
         console.print(line)
     for row in report["rows"]:
-        if row["status"] in ("refused", "failed"):
+        if row["status"] in ("refused", "failed") and row["reason"] not in warnings:
             console.print(
                 Text.assemble((f"{row['variant']} on {row['target']} {row['status']}: ", "bold"), row["reason"])
             )

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from edgedl import image_files, plugins, splits
-from edgedl.core import Batch, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, Exhibit, Metric, Split, Task, TensorSpec
 from edgedl.images import pixels
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class Denoising(Task):
         from torch.nn.functional import mse_loss
 
         return mse_loss(outputs["restored"], batch["clean"])
+
+    @property
+    def baseline(self) -> Baseline:
+        batch = self.arrays("test")
+        return Baseline(self.score({"restored": batch["image"]}, batch), "leaving the noise as it is")
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The peak signal-to-noise ratio of an image, its mean over all."""

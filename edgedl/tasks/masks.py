@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from edgedl import image_files, splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
 from edgedl.drawing import Chance, Shape, paint, pixel_centres
 from edgedl.images import pixels
 
@@ -77,15 +77,24 @@ class Masks(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         """Intersection over union of each class over the whole split, its mean over the classes that are there."""
-        import torch
-        from torchmetrics.functional.classification import multiclass_jaccard_index
+        return self._iou(self.decisions(outputs), batch["label"])
 
-        found, wanted = torch.from_numpy(self.decisions(outputs)), torch.from_numpy(batch["label"])
-        return float(multiclass_jaccard_index(found, wanted, self.num_classes, average="macro"))
+    @property
+    def baseline(self) -> Baseline:
+        labels = self.arrays("test")["label"]
+        commonest = np.bincount(labels.ravel()).argmax()
+        return Baseline(self._iou(np.full_like(labels, commonest), labels), "always answering the commonest class")
 
     def decisions(self, outputs: Batch) -> np.ndarray:
         """The class of each pixel, (N, H, W) int64."""
         return np.asarray(outputs["logits"].argmax(axis=1))
+
+    def _iou(self, found: np.ndarray, wanted: np.ndarray) -> float:
+        import torch
+        from torchmetrics.functional.classification import multiclass_jaccard_index
+
+        pair = (torch.from_numpy(found), torch.from_numpy(wanted))
+        return float(multiclass_jaccard_index(*pair, self.num_classes, average="macro"))
 
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
         """Where the last file has most pixels wrong; classes as colours over the image."""

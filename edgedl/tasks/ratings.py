@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,11 @@ class Ratings(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return math.sqrt(float(np.square(outputs["stars"] - batch["stars"]).mean()))
+
+    @property
+    def baseline(self) -> Baseline:
+        mean, batch = self.arrays("train")["stars"].mean(), self.arrays("test")
+        return Baseline(self.score({"stars": mean}, batch), "always answering the mean")
 
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
         """The pairs on which the files differ most."""

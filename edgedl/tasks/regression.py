@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from edgedl import splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,11 @@ class Regression(Task):
         _, deviation = _moments(self._table().targets[self._rows("train")])
         errors = outputs["prediction"].astype(np.float64) - batch["target"]
         return float(np.sqrt(np.square(errors).mean()) * deviation)
+
+    @property
+    def baseline(self) -> Baseline:
+        batch = self.arrays("test")
+        return Baseline(self.score({"prediction": np.zeros_like(batch["target"])}, batch), "always answering the mean")
 
     def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """R², the share of the variance that is explained."""

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from edgedl import image_files, splits
-from edgedl.core import Batch, DataError, Metric, Split
+from edgedl.core import Baseline, Batch, DataError, Metric, Split
 from edgedl.drawing import Chance, paint, pixel_centres
 from edgedl.images import Classification, labelled
 
@@ -51,6 +51,10 @@ class Xray(Classification):
         if self.folder is None:
             return labelled("xray", "the drawings", split, partial(_drawn, self.size), VALIDATION_SHARE)
         return labelled("xray", self.folder, split, partial(_read, self.folder, self.size), VALIDATION_SHARE)
+
+    @property
+    def baseline(self) -> Baseline:
+        return Baseline(0.5, "guessing")
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The area under the ROC curve over the whole split."""
