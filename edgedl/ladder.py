@@ -79,11 +79,11 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
     if model.quantization is not None:
         simulation = model.quantization.simulated(target.scheme)
         simulated, scales, in_half = simulation.evaluated("test"), simulation.output_scales(), simulation.in_half
-        quantization_db = _sqnr(source.outputs, simulated.outputs)
+        quantization_db = _sqnr(source, simulated, task)
         rungs.append(rung("simulated", simulated.score, above, task))
     rungs.append(rung("deployed", deployed.score, above, task))
     agreement = Agreement(
-        sqnr_db=_sqnr(simulated.outputs, deployed.outputs),
+        sqnr_db=_sqnr(simulated, deployed, task),
         same_decision=_same(simulated.decisions, deployed.decisions),
         max_steps=_max_steps(simulated.outputs, deployed.outputs, scales),
     )
@@ -94,7 +94,7 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
     # Float outputs have no steps, but the values that they are made of may have.
     tipped = quantization_db is not None and agreement.max_steps is None and agreement.sqnr_db < ROUNDING_DB
     if breached or agreement.max_steps or tipped:
-        batch = _worst_batch(simulated.outputs, deployed.outputs, task, batch_size(session))
+        batch = _worst_batch(simulated, deployed, task, batch_size(session))
         divergence = first_divergence(_inside(model, target, task, batch), session.activations(batch), needed)
     return Climb(
         rungs=tuple(rungs),
@@ -173,9 +173,9 @@ def _layouts(values: np.ndarray) -> list[np.ndarray]:
     return flat
 
 
-def _sqnr(reference: Batch, other: Batch) -> float:
-    """The worst output's ratio."""
-    return min(stats.sqnr_db(reference[name], other[name]) for name in reference)
+def _sqnr(reference: Scored, other: Scored, task: Task) -> float:
+    """The worst output's ratio; what decoding or playing made of outputs is scored, not compared."""
+    return min(stats.sqnr_db(reference.outputs[name], other.outputs[name]) for name in task.outputs)
 
 
 def _same(simulated: np.ndarray | None, deployed: np.ndarray | None) -> float | None:
@@ -189,11 +189,10 @@ def _max_steps(simulated: Batch, deployed: Batch, scales: dict[str, float]) -> i
     return int(max(steps)) if steps else None
 
 
-def _worst_batch(simulated: Batch, deployed: Batch, task: Task, size: int) -> Batch:
+def _worst_batch(simulated: Scored, deployed: Scored, task: Task, size: int) -> Batch:
     """The test batch with the sample whose outputs differ most."""
-    errors = sum(
-        np.abs(simulated[name] - deployed[name]).reshape(len(simulated[name]), -1).max(axis=1) for name in simulated
-    )
+    pairs = [(simulated.outputs[name], deployed.outputs[name]) for name in task.outputs]
+    errors = sum(np.abs(one - other).reshape(len(one), -1).max(axis=1) for one, other in pairs)
     start = int(np.argmax(errors)) // size * size
     arrays = task.arrays("test")
     rows = np.minimum(np.arange(start, start + size), len(next(iter(arrays.values()))) - 1)
