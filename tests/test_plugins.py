@@ -25,9 +25,16 @@ EVERY = [(kind, name) for kind in plugins.BASES for name in plugins.names(kind)]
 HEAVY = ["torch", "torchao", "onnx", "onnxscript", "onnxruntime", "litert_torch", "ai_edge_litert", "tensorrt",
          "tensorrt_rtx", "cuda.bindings.runtime", "sklearn", "scipy", "datasets", "tensorflow", "jax"]  # fmt: skip
 
-TASKS = {"recurrent-classifier": "text", "ncf": "ratings"}
+TASKS = {
+    "recurrent-classifier": "text",
+    "ncf": "ratings",
+}
 """What networks learn that see no images."""
-ANSWERS = {"autoencoder": (1, 28, 28), "unet": (10, 28, 28)}
+ANSWERS = {
+    "autoencoder": (1, 28, 28),
+    "dense-autoencoder": (1, 28, 28),
+    "unet": (10, 28, 28),
+}
 """The shape of what a network says of a digit, where it is more than a number for each class."""
 
 each_plugin = pytest.mark.parametrize(("kind", "name"), EVERY, ids=lambda value: value)
