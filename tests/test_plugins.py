@@ -28,11 +28,13 @@ HEAVY = ["torch", "torchao", "onnx", "onnxscript", "onnxruntime", "litert_torch"
 TASKS = {
     "recurrent-classifier": "text",
     "ncf": "ratings",
+    "path-predictor": "tracks",
 }
 """What networks learn that see no images."""
 ANSWERS = {
     "autoencoder": (1, 28, 28),
     "dense-autoencoder": (1, 28, 28),
+    "path-predictor": (12, 2),
     "unet": (10, 28, 28),
 }
 """The shape of what a network says of a digit, where it is more than a number for each class."""
