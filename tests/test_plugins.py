@@ -30,6 +30,7 @@ TASKS = {
     "ncf": "ratings",
     "path-predictor": "tracks",
     "gcn": "nodes",
+    "policy": "control",
 }
 """What networks learn that see no images."""
 ANSWERS = {
@@ -37,6 +38,7 @@ ANSWERS = {
     "dense-autoencoder": (1, 28, 28),
     "path-predictor": (12, 2),
     "gcn": (800, 5),
+    "policy": (2,),
     "unet": (10, 28, 28),
 }
 """The shape of what a network says of a digit, where it is more than a number for each class."""
