@@ -228,6 +228,10 @@ class Step(Part):
         """The form that it gives the network; None for a step that leaves it as it is, or chooses it later."""
         return None
 
+    def network(self, before: Network) -> Network:
+        """What builds the network that it leaves: the one that was given, but for a step that starts another."""
+        return before
+
     def apply(self, model: Model, task: Task) -> Model:
         """A new model; the given one is left as it was."""
         raise NotImplementedError

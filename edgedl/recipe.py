@@ -23,7 +23,7 @@ Location = tuple[str | int, ...]
 
 PARTS: dict[str, plugins.Kind] = {"task": "tasks", "model": "models", "steps": "steps", "targets": "targets"}
 SEVERAL = ("steps", "targets")
-NESTED: dict[str, plugins.Kind] = {"target": "targets"}
+NESTED: dict[str, plugins.Kind] = {"target": "targets", "student": "models"}
 """Keys of parts that hold another part."""
 FOREIGN = {
     "description": "A class of one's own, package.module:Class; its keys are its fields.",
@@ -54,6 +54,13 @@ class Recipe(BaseModel):
         """Those to build for, and those that a step measures on."""
         found = (getattr(step, "target", None) for step in self.steps)
         return (*self.targets, *(target for target in found if isinstance(target, Target)))
+
+    def network_after(self, index: int) -> Network:
+        """What builds the network that a step leaves, in its full width."""
+        network: Network = self.model
+        for step in self.steps[: index + 1]:
+            network = step.network(network)
+        return network
 
     @model_validator(mode="after")
     def _learns_before_it_plans(self) -> Recipe:

@@ -77,7 +77,7 @@ class Run:
 
                 weights = {name: value.contiguous() for name, value in model.net.state_dict().items()}
                 (folder / "weights.safetensors").write_bytes(save(weights))
-                made = {"model": self.recipe.model.model_dump(), "task": self.recipe.task.model_dump()}
+                made = {"model": self.recipe.network_after(index).model_dump(), "task": self.recipe.task.model_dump()}
                 files.write_json(folder / "structure.json", made | {"shapes": structure.describe(model.net)})
         self.note_stage(f"steps/{index:02}-{step.label}", {})
 

@@ -60,7 +60,7 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
         key = stage_key(recipe, index)
         kept = None if fresh or not step.learns else runs.find_weights(root, key)
         training.seed(recipe.seed + index + 1)
-        before, model = model, _reused(model, step, recipe, kept) if kept else step.apply(model, recipe.task)
+        before, model = model, _reused(model, index, recipe, kept) if kept else step.apply(model, recipe.task)
         _check_zeros(before, model, step)
         run.save_step(index, model, key)
         if variants:
@@ -96,8 +96,8 @@ def stage_key(recipe: Recipe, index: int) -> str:
     return hashlib.sha256(json.dumps(prefix, sort_keys=True).encode()).hexdigest()
 
 
-def _reused(model: Model, step: Step, recipe: Recipe, weights: Path) -> Model:
-    net = recipe.model.build(recipe.task)
+def _reused(model: Model, index: int, recipe: Recipe, weights: Path) -> Model:
+    step, net = recipe.steps[index], recipe.network_after(index).build(recipe.task)
     with progress.stage(step.label, 1) as advance:
         runs.load_weights(net, weights)
         advance(1, f"taken from {weights.parents[2]}")

@@ -31,6 +31,7 @@ TASKS = {
     "path-predictor": "tracks",
     "gcn": "nodes",
     "policy": "control",
+    "transformer": "text",
 }
 """What networks learn that see no images."""
 ANSWERS = {

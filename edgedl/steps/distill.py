@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from edgedl import teachers
-from edgedl.core import Model, Task, UsageError
+from edgedl import plugins, teachers
+from edgedl.core import Model, Network, Task, UsageError
 from edgedl.learning import LearningStep, imitation
 from edgedl.teachers import Teacher
 
@@ -20,6 +30,13 @@ if TYPE_CHECKING:
 
     Paths = list[tuple[str, str]]
 
+SOME_NETWORK = {
+    "description": "A network with its own keys, as under model.",
+    "type": "object",
+    "properties": {"use": {"type": "string"}},
+    "required": ["use"],
+}
+
 
 class Distill(LearningStep):
     """Learns from the teacher's outputs and from the labels: `weight` times the former, the rest the latter.
@@ -28,10 +45,13 @@ class Distill(LearningStep):
     `relational` weigh further losses (`edgedl.imitation`), on `layers`: pairs of modules, the network's own and the
     teacher's; without them, the last of each stage of equal resolution. The teacher is the float network as the last
     `train` step left it, or what lies at a path: a run, a step of one, or a model file, of which only outputs are seen.
+    Who learns is the network at hand or, with `student`, another that begins anew: a smaller one of the same family,
+    or of any other.
     """
 
     use: str = "distill"
     teacher: str | None = None
+    student: Annotated[SerializeAsAny[Network] | None, WithJsonSchema(SOME_NETWORK)] = None
     epochs: PositiveInt = 5
     lr: PositiveFloat = 5e-4
     temperature: PositiveFloat = 4.0
@@ -40,6 +60,13 @@ class Distill(LearningStep):
     attention: NonNegativeFloat = 0.0
     relational: NonNegativeFloat = 0.0
     layers: tuple[tuple[str, str], ...] = ()
+
+    @field_validator("student", mode="before")
+    @classmethod
+    def _loaded(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("use"), str):
+            return value
+        return plugins.load("models", value["use"]).model_validate(value)
 
     @model_validator(mode="after")
     def _layers_for_something(self) -> Distill:
@@ -57,6 +84,9 @@ class Distill(LearningStep):
         self._need_outputs_alone(str(file))
         return (file,)
 
+    def network(self, before: Network) -> Network:
+        return self.student or before
+
     def apply(self, model: Model, task: Task) -> Model:
         """Raises `UsageError` without a teacher, with one that does not fit, or if the loss diverges."""
         if self.teacher is None and model.teacher is None:
@@ -66,6 +96,8 @@ class Distill(LearningStep):
         else:
             assert model.teacher is not None
             teacher = teachers.of_network(model.teacher, task)
+        if self.student is not None:
+            model = replace(model, net=self.student.build(task).eval())
         _check_outputs(model.net, teacher, task)
         paths: Paths = []
         if not self.features + self.attention + self.relational:
