@@ -28,7 +28,7 @@ def of_recipe(recipe: Recipe, source: str, root: Path, ratio: float, fresh: bool
 
     `source` is the recipe's text. Raises `UsageError` before anything expensive, and whatever a step raises.
     """
-    recipe.task.arrays("test")
+    _check(recipe)
     run = Run.create(recipe, source, root)
     with progress.diverted(run.log):
         steps = recipe.steps[: _num_float_steps(recipe)]
@@ -47,12 +47,19 @@ def of_run(folder: Path, ratio: float) -> None:
     """
     report = runs.read_report(folder)
     recipe = recipes.load(str(folder / "recipe.toml")).model_copy(update={"name": report["recipe"]["name"]})
-    recipe.task.arrays("test")
+    _check(recipe)
     run = Run(folder, recipe)
     with progress.diverted(run.log):
         measured = [_measured_before(run, target, report) for target in recipe.targets]
         content = analysis.analyze(_float_network(run), recipe, measured, report["environment"], ratio)
     files.write_json(folder / "analysis.json", content)
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises `UsageError` for what is known to fail before anything is trained or measured."""
+    if recipe.task.graphs:
+        raise UsageError(f"analyze looks at networks of one graph; that of {recipe.name} is {len(recipe.task.graphs)}")
+    recipe.task.arrays("test")
 
 
 def _num_float_steps(recipe: Recipe) -> int:

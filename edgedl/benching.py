@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedl import files, measure, plugins, progress, stats
+from edgedl import files, graph_session, measure, plugins, progress, stats
 from edgedl.core import Bench, ModelFileError, Session, Task
 from edgedl.devices import local
+from edgedl.graph_session import Replay
 
 
 def bench(
@@ -27,20 +28,23 @@ def bench(
     """
     everything = list(dict.fromkeys([*paths, *([vs] if vs else [])]))
     for file in everything:
-        if not file.is_file():
-            raise ModelFileError(f"{file} is a folder: name the file in it" if file.is_dir() else f"no file {file}")
-    targets = {file: plugins.target_for(file, threads, use) for file in everything}
+        if not file.exists():
+            raise ModelFileError(f"no file {file}")
+    targets = {
+        file: plugins.target_for(file.with_suffix(graph_session.ending(file)), threads, use) for file in everything
+    }
     with progress.stage("open", len(everything)) as step:
         sessions: dict[str, tuple[Session, Any]] = {}
         scores: dict[str, measure.Scored | None] = {}
         cold_starts: dict[str, measure.ColdStart] = {}
         for file, target in targets.items():
             cold_starts[str(file)] = measure.cold_start(target, file)  # first: it survives a file that crashes
-            session = target.open(file)
+            session = graph_session.open_files(target, file)
             if task is not None:
                 measure.check_fits(file, session, task)
-            inputs = measure.sample(task, session) if task else measure.random_inputs(session.inputs)
-            sessions[str(file)] = session, inputs
+            calls = next((found.calls for found, _ in sessions.values() if isinstance(found, Replay)), ())
+            random = session, measure.random_inputs(session.inputs)
+            sessions[str(file)] = measure.timed(task, session, calls) if task else random
             scores[str(file)] = measure.evaluate(session, task, "test") if task else None
             step(1)
     with progress.stage("measure", len(everything)) as step:
@@ -50,6 +54,7 @@ def bench(
     for file, target in targets.items():
         session, inputs = sessions[str(file)]
         cold, scored = cold_starts[str(file)], scores[str(file)]
+        parts = graph_session.graph_files(file, target.suffixes).values() if file.is_dir() else [file]
         speedup = stats.compare(blocks[str(vs)], blocks[str(file)]) if vs and file != vs else None
         rows.append(
             {
@@ -57,8 +62,8 @@ def bench(
                 "target": target.use,
                 "runtime": session.runtime,
                 "device": local.name(),
-                "size_bytes": file.stat().st_size,
-                "sha256": files.sha256(file),
+                "size_bytes": sum(part.stat().st_size for part in parts),
+                "sha256": files.sha256(file) if file.is_file() else None,
                 "score": scored.score if scored else None,
                 "metric": task.metric.name if task else None,
                 "samples": scored.samples if scored else None,

@@ -81,6 +81,32 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """One of the graphs that a network is exported as, where it is several: a module that shares its parameters."""
+
+    module: torch.nn.Module
+    inputs: Mapping[str, TensorSpec]
+    """What the module takes, in order, without the batch dimension."""
+    outputs: tuple[str, ...]
+    """What it returns, under other names than the inputs: in a file both stand side by side."""
+
+    def input_specs(self, batch_size: int) -> dict[str, TensorSpec]:
+        """`inputs` with the batch dimension in front."""
+        return with_batch(self.inputs, batch_size)
+
+
+def with_batch(specs: Mapping[str, TensorSpec], batch_size: int) -> dict[str, TensorSpec]:
+    """Specs with the batch dimension in front."""
+    return {name: TensorSpec((batch_size, *spec.shape), spec.dtype) for name, spec in specs.items()}
+
+
+def graphs_of(net: object) -> Mapping[str, Graph]:
+    """The graphs that a module's method `graphs()` says it is exported as; none if it is a single one itself."""
+    found: Mapping[str, Graph] = net.graphs() if hasattr(net, "graphs") else {}
+    return found
+
+
+@dataclass(frozen=True)
 class Metric:
     """What a score means. `unit` is "fraction" for values in [0, 1]."""
 
@@ -130,6 +156,8 @@ class Task(Part):
 
     outputs: ClassVar[tuple[str, ...]]
     metric: ClassVar[Metric]
+    graphs: ClassVar[tuple[str, ...]] = ()
+    """The graphs that `predict` runs, by name, where a network for this task is several."""
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -138,7 +166,7 @@ class Task(Part):
 
     def input_specs(self, batch_size: int) -> dict[str, TensorSpec]:
         """`inputs` with the batch dimension in front."""
-        return {name: TensorSpec((batch_size, *spec.shape), spec.dtype) for name, spec in self.inputs.items()}
+        return with_batch(self.inputs, batch_size)
 
     def arrays(self, split: Split) -> Batch:
         """All samples of a split: inputs and labels by name. Raises `DataError` if they cannot be had."""
@@ -183,8 +211,12 @@ class Task(Part):
         """What an application would act on, (N, ...), to count equal decisions; None where nothing is decided."""
         return None
 
+    def rates(self, latency_ms: Mapping[str, float]) -> Mapping[str, float]:
+        """Figures of speed that the field reports, by name, from the median latency of one call of each graph."""
+        return {}
+
     def predict(self, session: Session, batch: Batch) -> Batch:
-        """Outputs for one batch; a task whose decoding takes several calls overrides it."""
+        """Outputs for one batch; a task whose decoding takes several calls, of `session.graphs` too, overrides it."""
         return session.run({name: batch[name] for name in self.inputs})
 
     def batches(self, split: Split, size: int) -> Iterator[Batch]:
@@ -198,7 +230,11 @@ class Network(Part):
     """A network family: its fields are widths and depths."""
 
     def build(self, task: Task) -> torch.nn.Module:
-        """A freshly initialised module that takes the task's inputs in order and returns its outputs."""
+        """A freshly initialised module that takes the task's inputs in order and returns its outputs.
+
+        If it is to be exported as several graphs, such as an encoder and a decoder, it has a method `graphs()`, which
+        returns each as a `Graph` by name; it is trained, pruned and taught as a whole all the same.
+        """
         raise NotImplementedError
 
 
@@ -218,6 +254,10 @@ class Step(Part):
     def learns(self) -> bool:
         """False for a step that leaves the weights alone and costs nothing to apply again."""
         return True
+
+    def refusal(self, graphs: Mapping[str, Graph]) -> str | None:
+        """Why it cannot take a network that is exported as these graphs; None if it can, as any if it is one graph."""
+        return None
 
     def sources(self) -> tuple[Path, ...]:
         """Files besides recipe and data that its result depends on. Raises `UsageError` if one is missing."""
@@ -290,6 +330,13 @@ class Artifact:
     """The ONNX file that an engine was built from; onnxruntime scores it where the engine cannot run."""
     versions: Mapping[str, str] = field(default_factory=dict)
     built_for: str = "any device with the runtime"
+    graphs: Mapping[str, Path] = field(default_factory=dict)
+    """Where the network is several graphs: the file of each; `file` and `stand_in` are then the folder of all."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all that ships."""
+        return sum(file.stat().st_size for file in self.graphs.values() or [self.file])
 
 
 @dataclass(frozen=True)
@@ -328,6 +375,11 @@ class Session(Protocol):
 
     @property
     def outputs(self) -> Mapping[str, TensorSpec]: ...
+
+    @property
+    def graphs(self) -> Mapping[str, Session]:
+        """The sessions of single graphs, where a network is several; else none."""
+        ...
 
     def run(self, batch: Batch) -> Batch:
         """One inference; arrays must have the shapes and dtypes of `inputs`."""

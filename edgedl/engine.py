@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgedl.core import Activation, Batch, ModelFileError, OperatorTime, TargetError, TensorSpec, UsageError
+from edgedl.core import Activation, Batch, ModelFileError, OperatorTime, Session, TargetError, TensorSpec, UsageError
 
 NUM_WARM_UP_RUNS = 5
 NUM_PROFILED_RUNS = 50
@@ -116,6 +116,7 @@ class EngineSession:
             specs = {name: self._spec(name) for name in names}
             self.inputs: Mapping[str, TensorSpec] = {name: spec for name, spec in specs.items() if name in taken}
             self.outputs: Mapping[str, TensorSpec] = {name: spec for name, spec in specs.items() if name not in taken}
+            self.graphs: Mapping[str, Session] = {}
             self._stream = _call(self._cuda, "cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
             resources.callback(_call, self._cuda, "cudaStreamDestroy", self._stream)
             self._buffers = {name: self._allocate(spec, resources) for name, spec in specs.items()}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgedl import stats
 from edgedl.core import Activation, Batch, Model, Session, Target, Task
 from edgedl.measure import Scored, batch_size, evaluate
+
+if TYPE_CHECKING:
+    from edgedl.graphs import Part
 
 FLOAT_AGREEMENT_DB = 60.0
 """A float file must repeat the float network to this signal-to-noise ratio; sound exports reach 100 dB and more."""
@@ -66,6 +69,9 @@ class Climb:
     breach: str | None
     """Why the file is not what it was exported from; None if it is."""
     deployed: Scored
+    graphs: Mapping[str, Climb] = field(default_factory=dict)
+    """Of a network that is several graphs, what was found for each on the inputs that it has in decoding. The rungs
+    are the whole's, and so are equal decisions; the rest is that of the worst graph."""
 
 
 def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, session: Session, task: Task) -> Climb:
@@ -75,6 +81,8 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
     """
     deployed = evaluate(session, task, "test")
     rungs = list(above)
+    if of_graphs := _parts(model, task):
+        return _climb_graphs(of_graphs, model, source, above, deployed, target, session, task)
     simulated, quantization_db, scales, in_half = source, None, dict[str, float](), False
     if model.quantization is not None:
         simulation = model.quantization.simulated(target.scheme)
@@ -103,6 +111,52 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
         first_divergence=divergence,
         breach=_breach(agreement, needed, divergence) if breached else None,
         deployed=deployed,
+    )
+
+
+def _parts(model: Model, task: Task) -> Mapping[str, Part]:
+    from edgedl import graphs
+
+    return graphs.parts(model, task)
+
+
+def _climb_graphs(
+    of_graphs: Mapping[str, Part],
+    model: Model,
+    source: Scored,
+    above: Sequence[Rung],
+    deployed: Scored,
+    target: Target,
+    session: Session,
+    task: Task,
+) -> Climb:
+    """The ladder of a network that is several graphs: the whole's scores, and a ladder for each graph."""
+    from edgedl.torch_session import TorchSession
+
+    simulated, rungs = source, list(above)
+    if model.quantization is not None:
+        simulated = model.quantization.evaluated(target.scheme, "test")
+        rungs.append(rung("simulated", simulated.score, above, task))
+    rungs.append(rung("deployed", deployed.score, above, task))
+    climbs = {}
+    for name, part in of_graphs.items():
+        answered = evaluate(TorchSession(part.model.net, part.task), part.task, "test")
+        climbs[name] = climb(part.model, answered, (), target, session.graphs[name], part.task)
+    worst = min(climbs.values(), key=lambda found: found.agreement.sqnr_db)
+    steps = [found.agreement.max_steps for found in climbs.values() if found.agreement.max_steps is not None]
+    noise = [found.quantization_db for found in climbs.values() if found.quantization_db is not None]
+    breaches = [f"graph {name}: {found.breach}" for name, found in climbs.items() if found.breach]
+    same = _same(simulated.decisions, deployed.decisions)
+    if not breaches and same is not None and same < MIN_SAME_DECISIONS:
+        breaches = [f"the files decide otherwise than what was exported: {same:.1%} equal decisions"]
+    return Climb(
+        rungs=tuple(rungs),
+        quantization_db=min(noise, default=None),
+        agreement=Agreement(worst.agreement.sqnr_db, same, max(steps, default=None)),
+        first_divergence=worst.first_divergence,
+        breach="; ".join(breaches) or None,
+        deployed=deployed,
+        graphs=climbs,
     )
 
 
@@ -144,11 +198,18 @@ def first_divergence(
 
 def as_json(climb: Climb, variant: str, target: Target) -> dict[str, Any]:
     """The entry of a report's `ladder`."""
-    divergence = climb.first_divergence
     return {
         "variant": variant,
         "target": target.label,
         "rungs": [vars(rung) for rung in climb.rungs],
+        **_found(climb),
+        "graphs": {name: _found(found) for name, found in climb.graphs.items()},
+    }
+
+
+def _found(climb: Climb) -> dict[str, Any]:
+    divergence = climb.first_divergence
+    return {
         "quantization": None if climb.quantization_db is None else {"sqnr_db": climb.quantization_db},
         "agreement": vars(climb.agreement),
         "first_divergence": None if divergence is None else vars(divergence),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgedl.core import Activation, Batch, MissingPackage, ModelFileError, OperatorTime, TensorSpec
+from edgedl.core import Activation, Batch, MissingPackage, ModelFileError, OperatorTime, Session, TensorSpec
 from edgedl.flatbuffer import IDENTIFIER, Flatbuffer
 from edgedl.loops import without_loops
 
@@ -31,6 +31,7 @@ class LiteRTSession:
         inputs, outputs = _named_details(self.interpreter)
         self.inputs = {name: _spec(detail) for name, detail in inputs.items()}
         self.outputs = {name: _spec(detail) for name, detail in outputs.items()}
+        self.graphs: Mapping[str, Session] = {}
         self._inputs = [(name, detail["index"]) for name, detail in inputs.items()]
         self._outputs = [(name, detail["index"]) for name, detail in outputs.items()]
 

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 
 from edgedl import core, plugins, stats
 from edgedl.core import Batch, Bench, Session, Split, Target, TargetError, Task, TensorSpec, UsageError
+from edgedl.graph_session import Call, Recorder, Replay, open_files
 
 MIN_WARM_UP_RUNS = 10
 MIN_WARM_UP_SECONDS = 0.2
@@ -79,6 +80,11 @@ def answers(session: Session, task: Task, batches: Iterable[Batch]) -> Batch:
 
 def check_fits(file: Path, session: Session, task: Task) -> None:
     """Raises `UsageError` for a file that takes something else than the task feeds, or lacks what it scores."""
+    if task.graphs:
+        if set(session.graphs) != set(task.graphs):
+            needed, has = (" and ".join(names) or "none" for names in (task.graphs, session.graphs))
+            raise UsageError(f"{file}: task {task.use} needs a folder with the graphs {needed}; it has {has}")
+        return
     for kind, wanted, found in (("input", task.inputs, session.inputs), ("output", task.outputs, session.outputs)):
         for name in wanted:
             if name not in found:
@@ -112,6 +118,21 @@ def sample(task: Task, session: Session) -> Batch:
     size = batch_size(session)
     first = next(task.batches("test", size))
     return {name: np.ascontiguousarray(_pad(first[name], size)) for name in task.inputs}
+
+
+def timed(task: Task, session: Session, calls: Sequence[Call] = ()) -> tuple[Session, Batch]:
+    """What is timed of a session: a run on a real sample or, where the network is several graphs, the whole decoding.
+
+    That is to make the same `calls` again, or those that it takes for the first samples of the test split itself.
+    """
+    if not task.graphs:
+        return session, sample(task, session)
+    if not calls:
+        size, recorder = batch_size(session), Recorder(session)
+        first = next(task.batches("test", size))
+        task.predict(recorder, {name: _pad(values, size) for name, values in first.items()})
+        calls = recorder.calls
+    return Replay(session, calls), {}
 
 
 def random_inputs(inputs: Mapping[str, TensorSpec]) -> Batch:
@@ -236,7 +257,7 @@ def _main(use: str, fields: str, file: str) -> None:
     before = _memory("VmRSS")
     start = time.perf_counter_ns()
     try:
-        session = target.open(Path(file))
+        session = open_files(target, Path(file))
         session.run(random_inputs(session.inputs))
     except core.EdgedlError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedl import gate, ladder, measure, plugins, progress, stages, stats
+from edgedl import gate, graphs, ladder, measure, plugins, progress, stages, stats
 from edgedl.core import EdgedlError, Target
 from edgedl.devices import local
+from edgedl.graph_session import Call, Replay, open_files
 from edgedl.recipe import Recipe
 from edgedl.report import document, exhibits
 from edgedl.report.document import Entry
@@ -153,18 +154,21 @@ def _latency_ms(entry: Entry) -> float:
 
 
 def _size(entry: Entry) -> int:
-    return entry.artifact.file.stat().st_size if entry.artifact else 0
+    return entry.artifact.size_bytes if entry.artifact else 0
 
 
 def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:
     """Times the files that run here in turn, then operator by operator."""
     with progress.stage(f"{target.label}: measure", len(running)) as step:
-        timed = {
-            name: (entry.opened(), measure.sample(run.recipe.task, entry.opened())) for name, entry in running.items()
-        }
+        timed, calls = {}, tuple[Call, ...]()
+        for name, entry in running.items():
+            session, batch = timed[name] = measure.timed(run.recipe.task, entry.opened(), calls)
+            calls = tuple(session.calls) if isinstance(session, Replay) else ()
         for name, blocks in measure.interleave(timed, run.recipe.bench).items():
+            session, batch = timed[name]
             running[name].latencies_ms = blocks
-            running[name].operators = running[name].opened().profile(timed[name][1])
+            running[name].replay = session if isinstance(session, Replay) else None
+            running[name].operators = session.profile(batch)
             step(1, f"{name}: {stats.summarize(blocks).median:.4f} ms")
 
 
@@ -181,14 +185,14 @@ def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
     model, task = variant.model, run.recipe.task
     try:
         with run.building(variant.name, target) as folder:
-            artifact = target.build(model, task, folder, run.recipe.bench.batch_size)
+            artifact = graphs.build(target, model, task, folder, run.recipe.bench.batch_size)
         entry.artifact = run.moved(artifact, folder, variant.name, target)
         if artifact.status == "ok":
             entry.cold_start = measure.cold_start(target, entry.artifact.file)
-            entry.session = target.open(entry.artifact.file)
+            entry.session = open_files(target, entry.artifact.file)
         else:  # the very ONNX file that the engine was built from, where it can run
             assert entry.artifact.stand_in is not None
-            entry.session = plugins.stand_in().open(entry.artifact.stand_in)
+            entry.session = open_files(plugins.stand_in(), entry.artifact.stand_in)
         entry.climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
         if variant.one_of_several:
             entry.validated = measure.evaluate(entry.session, task, "validation").score

@@ -85,14 +85,15 @@ class Run:
         """Keeps the grids of every scheme that was used, and how each calibrator and correction did."""
         if model.quantization is None:
             return
-        folder = self.folder / "quantization"
-        folder.mkdir()
-        for scheme, simulation in model.quantization.calibrated.items():
-            tried = {name: vars(trial) for name, trial in simulation.tried.items()}
-            calibrator, *corrections = simulation.choice
-            chosen = {"chosen": " + ".join(simulation.choice), "calibrator": calibrator, "corrections": corrections}
-            content = {**chosen, "tried": tried, "grids": simulation.grids()}
-            files.write_json(folder / f"{scheme}.json", content)
+        for graph, plan in (model.quantization.graphs or {"": model.quantization}).items():
+            folder = self.folder / "quantization" / graph
+            folder.mkdir(parents=True)
+            for scheme, simulation in plan.calibrated.items():
+                tried = {name: vars(trial) for name, trial in simulation.tried.items()}
+                calibrator, *corrections = simulation.choice
+                chosen = {"chosen": " + ".join(simulation.choice), "calibrator": calibrator, "corrections": corrections}
+                content = {**chosen, "tried": tried, "grids": simulation.grids()}
+                files.write_json(folder / f"{scheme}.json", content)
 
     @contextmanager
     def building(self, variant: str, target: Target) -> Iterator[Path]:
@@ -110,7 +111,8 @@ class Run:
         """The artifact under the folder's final name."""
         final = self.target_folder(variant, target)
         stand_in = final / artifact.stand_in.relative_to(built_in) if artifact.stand_in else None
-        return replace(artifact, file=final / artifact.file.relative_to(built_in), stand_in=stand_in)
+        graphs = {name: final / file.relative_to(built_in) for name, file in artifact.graphs.items()}
+        return replace(artifact, file=final / artifact.file.relative_to(built_in), stand_in=stand_in, graphs=graphs)
 
     def finish(self, report: dict[str, Any]) -> None:
         """Writes `report.json`, the last file: whoever finds it finds a finished run."""

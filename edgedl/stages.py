@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgedl import files, progress, sparsity, training
+from edgedl import files, graphs, progress, sparsity, training
 from edgedl import run as runs
-from edgedl.core import Model, Split, Step, Task, UsageError
+from edgedl.core import Model, Split, Step, Task, UsageError, graphs_of
 from edgedl.ladder import Rung, rung
 from edgedl.measure import Scored, evaluate
 from edgedl.recipe import Recipe
@@ -21,6 +21,8 @@ from edgedl.run import Run
 from edgedl.torch_session import TorchSession
 
 if TYPE_CHECKING:
+    import torch
+
     from edgedl.quantize.simulate import Quantization
 
 SPLITS: tuple[Split, ...] = ("train", "calibration", "validation", "test")
@@ -52,6 +54,7 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
     """
     training.seed(recipe.seed)
     model = Model(net=recipe.model.build(recipe.task).eval())
+    _check_graphs(recipe, model.net)
     variants: list[Variant] = []
     for index, step in enumerate(recipe.steps):
         if step.compresses and not variants:
@@ -66,6 +69,15 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
         if variants:
             variants[1] = _compressed(variants[1], model, step, recipe.task)
     return variants or [_reference(model, recipe.task)]
+
+
+def _check_graphs(recipe: Recipe, net: torch.nn.Module) -> None:
+    """Raises `UsageError` where the network's graphs are not the task's, or a step cannot take several."""
+    graphs.check(net, recipe.task)
+    found = graphs_of(net)
+    for step in recipe.steps:
+        if found and (refusal := step.refusal(found)):
+            raise UsageError(f"step {step.label}: {refusal}; the model is the graphs {' and '.join(found)}")
 
 
 def _reference(model: Model, task: Task) -> Variant:

@@ -8,22 +8,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgedl.core import Activation, Batch, OperatorTime, Task, TensorSpec
+from edgedl.core import Activation, Batch, Graph, OperatorTime, Session, Task, TensorSpec, graphs_of
 
 BATCH_SIZE = 64
 
 
 class TorchSession:
-    """Runs a module in evaluation mode, or any function of tensors, on the CPU and without gradients."""
+    """Runs a module in evaluation mode, or any function of tensors, on the CPU and without gradients.
+
+    Of a network that is several graphs, `run` is the whole, as it is trained, and `graphs` are those.
+    """
 
     runtime = f"torch {torch.__version__}"
 
-    def __init__(self, net: Callable[..., Any], task: Task, batch_size: int = BATCH_SIZE) -> None:
+    def __init__(self, net: Callable[..., Any], task: Task | Graph, batch_size: int = BATCH_SIZE) -> None:
         self.net, self.task = net, task
         self.inputs: Mapping[str, TensorSpec] = task.input_specs(batch_size)
         self.outputs: Mapping[str, TensorSpec] = {}
         if isinstance(net, torch.nn.Module):
             net.eval()
+        self.graphs: Mapping[str, Session] = {
+            name: TorchSession(graph.module, graph, batch_size) for name, graph in graphs_of(net).items()
+        }
 
     def run(self, batch: Batch) -> Batch:
         """Named outputs, each (N, ...); any N."""
@@ -43,7 +49,7 @@ class TorchSession:
         """Nothing is held."""
 
 
-def named_outputs(outputs: Any, task: Task) -> dict[str, torch.Tensor]:
+def named_outputs(outputs: Any, task: Task | Graph) -> dict[str, torch.Tensor]:
     """What a module returned, a tensor or several, under the task's names."""
     if isinstance(outputs, Mapping):
         return {name: outputs[name] for name in task.outputs}

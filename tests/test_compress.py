@@ -135,10 +135,10 @@ def test_the_report_has_exactly_the_documented_keys(report):
     assert set(report["rows"][0]) == {
         "variant", "target", "precision", "in_float", "device", "status", "reason", "file", "size_bytes",
         "gzip_bytes", "sha256", "score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "speedup",
-        "validation_score", "operators", "figures",
+        "validation_score", "operators", "figures", "graphs",
     }  # fmt: skip
     assert set(report["ladder"][0]) == {
-        "variant", "target", "rungs", "quantization", "agreement", "first_divergence",
+        "variant", "target", "rungs", "quantization", "agreement", "first_divergence", "graphs",
     }  # fmt: skip
     assert set(report["verdicts"][0]) == {
         "target", "ship", "device", "speedup", "size_ratio", "score_drop", "why",

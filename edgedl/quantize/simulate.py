@@ -14,8 +14,9 @@ import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from edgedl import progress
+from edgedl import graphs, progress
 from edgedl.core import Activation, Split, Task, UsageError
+from edgedl.graph_session import GraphSession
 from edgedl.measure import Scored, evaluate
 from edgedl.quantize import forms, mixed, sensitivity
 from edgedl.quantize.choose import Candidate, Trial, choose
@@ -117,6 +118,8 @@ class Quantization:
     With several `forms`, the best for each target is to be found; else it is of that one. `calibrator`, `corrections`
     and `grids` matter to static forms alone, `group_size` to 4-bit weights. `grids` are those that were learned, by
     scheme; activations of other schemes are calibrated. `blocks` are the parts that form "mixed" leaves in float.
+
+    Of a network that is several graphs, each has a plan of its own in `graphs`, all of one form.
     """
 
     def __init__(
@@ -138,6 +141,18 @@ class Quantization:
         self.simulations: dict[str, Simulation] = {}
         self.calibrated: dict[str, Simulation] = {}
         """Static int8, by scheme."""
+        self.graphs = {
+            name: Quantization(
+                part.module,
+                part,
+                calibrator,
+                corrections,
+                forms=forms,
+                group_size=group_size,
+                weight_bits=weight_bits,
+            )
+            for name, part in graphs.tasks(net, task).items()
+        }
 
     @property
     def form(self) -> Form:
@@ -156,7 +171,15 @@ class Quantization:
         """The same network and calibration in one form."""
         other = copy.copy(self)
         other.forms, other.blocks, other.simulations = (form,), blocks, {}
+        other.graphs = {name: plan.in_form(form) for name, plan in self.graphs.items()}
         return other
+
+    def evaluated(self, scheme: Scheme, split: Split) -> Scored:
+        """The simulated network over a whole split. Raises `UnsupportedOperator` as `simulated` does."""
+        if not self.graphs:
+            return self.simulated(scheme).evaluated(split)
+        sessions = {name: plan.simulated(scheme).session() for name, plan in self.graphs.items()}
+        return evaluate(GraphSession(sessions), self.task, split)
 
     def mixtures(self, scheme: Scheme) -> list[Quantization]:
         """Form "mixed" with the one, two and three blocks in float that static int8 harms most, alone.

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgedl import __version__, files, gate, ladder, measure, stats
 from edgedl.core import Artifact, Baseline, Metric, Model, OperatorTime, Session, Target
 from edgedl.devices import local
 from edgedl.gate import Candidate, Verdict
+from edgedl.graph_session import Replay
 from edgedl.ladder import Climb
 from edgedl.measure import ColdStart
 from edgedl.recipe import Recipe
@@ -33,6 +35,8 @@ class Entry:
     climb: Climb | None = None
     cold_start: ColdStart | None = None
     latencies_ms: list[np.ndarray] | None = None
+    replay: Replay | None = None
+    """What was timed, if the network is several graphs."""
     operators: Sequence[OperatorTime] = ()
     speedup: Speedup | None = None
     validated: float | None = None
@@ -56,8 +60,9 @@ class Entry:
         """What the gate judges."""
         assert self.artifact is not None
         assert self.climb is not None
-        size = self.artifact.file.stat().st_size
-        return Candidate(self.variant, size, self.climb, self.speedup, self.operators, widths(self.model))
+        return Candidate(
+            self.variant, self.artifact.size_bytes, self.climb, self.speedup, self.operators, widths(self.model)
+        )
 
     def summary(self, metric: Metric) -> str:
         """For the progress line."""
@@ -115,7 +120,12 @@ def judging_command(run: Run, entries: Sequence[Entry]) -> str:
     judged = next(entry for entry in reversed(entries) if entry.artifact is not None)
     assert reference.artifact is not None
     assert judged.artifact is not None
-    folders = [entry.artifact.file.parent.relative_to(run.folder) for entry in (judged, reference) if entry.artifact]
+    folders = [_folder(entry.artifact).relative_to(run.folder) for entry in (judged, reference) if entry.artifact]
+    if judged.artifact.graphs:
+        scripts = [f"{folder}/{graph}/build.sh" for folder in folders for graph in judged.artifact.graphs]
+        steps = [f"sh {shlex.quote(script)}" for script in scripts if (run.folder / script).is_file()]
+        bench = f"edgedl bench {shlex.quote(str(folders[0]))} --vs {shlex.quote(str(folders[1]))} --recipe recipe.toml"
+        return f"`{' && '.join([*steps, bench])}`"
     built_there = [f"{folder}/model.engine" for folder in folders]
     if judged.artifact.file.suffix == ".onnx":
         builds = " && ".join(f"sh {shlex.quote(f'{folder}/build.sh')}" for folder in folders)
@@ -137,6 +147,11 @@ def parameters(model: Model, recipe: Recipe) -> dict[str, int]:
         "zeros": sparsity.num_zeros(model.net) if model.sparse else 0,
         "macs": counting.macs(model.net, example_inputs(recipe.task, 1)),
     }
+
+
+def _folder(artifact: Artifact) -> Path:
+    """Where all that belongs to an artifact lies."""
+    return artifact.file if artifact.graphs else artifact.file.parent
 
 
 def widths(model: Model) -> list[int]:
@@ -162,11 +177,12 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "status": "refused" if refusal and status != "failed" else status,
         "reason": reason,
         "file": str(artifact.file.relative_to(run.folder)) if artifact else None,
-        "size_bytes": artifact.file.stat().st_size if artifact else None,
-        "gzip_bytes": files.gzip_size(artifact.file) if artifact else None,
-        "sha256": files.sha256(artifact.file) if artifact else None,
+        "graphs": _graphs(run, entry),
+        "size_bytes": artifact.size_bytes if artifact else None,
+        "gzip_bytes": sum(map(files.gzip_size, _files(artifact))) if artifact else None,
+        "sha256": files.sha256(artifact.file) if artifact and not artifact.graphs else None,
         "score": climb.deployed.score if climb else None,
-        "figures": _finite(climb.deployed.figures) if climb else {},
+        "figures": _finite({**climb.deployed.figures, **_rates(run, entry)}) if climb else {},
         "samples": climb.deployed.samples if climb else None,
         "score_by": entry.session.runtime if climb and entry.session else None,
         "init_ms": cold.init_ms if cold else None,
@@ -183,6 +199,30 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in figures.items()}
 
 
+def _files(artifact: Artifact) -> Sequence[Path]:
+    return list(artifact.graphs.values()) or [artifact.file]
+
+
+def _graphs(run: Run, entry: Entry) -> dict[str, Any]:
+    """Of a network that is several graphs: each one's file, and the median latency of its calls in decoding."""
+    medians, calls = (entry.replay.medians_ms(), entry.replay.num_calls()) if entry.replay else ({}, {})
+    return {
+        name: {
+            "file": str(file.relative_to(run.folder)),
+            "size_bytes": file.stat().st_size,
+            "gzip_bytes": files.gzip_size(file),
+            "sha256": files.sha256(file),
+            "calls": calls.get(name),
+            "latency_ms": medians.get(name),
+        }
+        for name, file in (entry.artifact.graphs if entry.artifact else {}).items()
+    }
+
+
+def _rates(run: Run, entry: Entry) -> Mapping[str, float]:
+    return run.recipe.task.rates(entry.replay.medians_ms()) if entry.replay else {}
+
+
 def _built_for(entry: Entry) -> str | None:
     return entry.artifact.built_for if entry.artifact else None
 
@@ -191,10 +231,11 @@ def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]
     """The passport, all samples, and the command that measures the file again."""
     artifact = entry.artifact
     assert artifact is not None
-    folder = artifact.file.parent
+    folder = _folder(artifact)
     session = entry.session
     passport = {key: row[key] for key in ("precision", "size_bytes", "gzip_bytes", "sha256", "status", "reason")} | {
-        "file": artifact.file.name,
+        "file": artifact.file.name if not artifact.graphs else None,
+        "graphs": row["graphs"],
         "built_for": artifact.built_for,
         "versions": artifact.versions,
         "target": target.model_dump(),
@@ -207,14 +248,16 @@ def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]
     files.write_json(folder / "measurement.json", {key: row[key] for key in keys} | {"blocks_ms": blocks}, indent=None)
     scored = artifact.file if entry.runs_here else artifact.stand_in
     if scored is not None:
-        files.write_text(folder / "reproduce.sh", _reproduce(scored.name, run))
+        name = "." if artifact.graphs else shlex.quote(scored.name)
+        stand_in = " --target onnxruntime" if artifact.graphs and not entry.runs_here else ""
+        files.write_text(folder / "reproduce.sh", _reproduce(name + stand_in, run))
 
 
-def _reproduce(file: str, run: Run) -> str:
+def _reproduce(files: str, run: Run) -> str:
     bench = run.recipe.bench
     return (
         "#!/bin/sh\n"
         "# Scores this file over the whole test set of the run's recipe and measures it again, on this machine.\n"
         'cd "$(dirname "$0")" || exit 1\n'
-        f"exec edgedl bench {shlex.quote(file)} --recipe ../../../recipe.toml --seconds {bench.min_seconds:g}\n"
+        f"exec edgedl bench {files} --recipe ../../../recipe.toml --seconds {bench.min_seconds:g}\n"
     )

@@ -18,6 +18,7 @@ from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
     figure,
     figure_changes,
+    graphs_in_words,
     largest,
     milliseconds,
     missed_goals,
@@ -175,6 +176,7 @@ def _filled(
         "settings": words.settings,
         "summary": words.summary,
         "share": share,
+        "graphs": graphs_in_words,
         "largest": largest,
     }
     return environment.get_template(template).render(

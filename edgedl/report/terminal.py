@@ -58,6 +58,9 @@ def print_report(report: Mapping[str, Any]) -> None:
         console.print(f"{name}: {rungs}; {agreement_in_words(entry)}")
     for changes in further_figures(report):
         console.print(changes)
+    for row in report["rows"]:
+        if row.get("graphs"):
+            console.print(f"{row['target']}, {row['variant']}: {graphs_in_words(row)}")
     if said := sparsity_in_words(report):
         console.print(said)
     for missed in missed_goals(report):
@@ -338,6 +341,16 @@ def missed_goals(report: Mapping[str, Any]) -> list[str]:
                 f"prune undid {undone} of {len(rounds)} rounds: all that was tried made the file slower on {where}"
             )
     return lines
+
+
+def graphs_in_words(row: Mapping[str, Any]) -> str:
+    """Of a network that is several graphs: the file of each, and what its calls take in the decoding that is timed."""
+    files = []
+    for name, graph in row["graphs"].items():
+        calls = f", {graph['calls']} calls of {milliseconds(graph['latency_ms'])}" if graph["latency_ms"] else ""
+        files.append(f"{name} {size(graph['size_bytes'])}{calls}")
+    whole = "; the latency is that of all calls together" if row["latency_ms"] else ""
+    return f"{'; '.join(files)}{whole}"
 
 
 def size(num_bytes: int | None) -> str:

@@ -24,7 +24,7 @@ from pydantic import (
 
 from edgedl import plugins, structure
 from edgedl.blocks import Block, find_again
-from edgedl.core import MissingPackage, Model, Target, Task, UsageError
+from edgedl.core import Graph, MissingPackage, Model, Target, Task, UsageError
 from edgedl.counting import macs, num_parameters
 from edgedl.importance import IMPORTANCES, paired, score
 from edgedl.learning import LearningStep
@@ -76,6 +76,9 @@ class Prune(LearningStep):
     lr: PositiveFloat = 5e-4
 
     cuts: ClassVar[bool] = True
+
+    def refusal(self, graphs: Mapping[str, Graph]) -> str | None:
+        return None if self.latency_ms is None else "latency_ms is that of one file"
 
     @field_validator("target", mode="before")
     @classmethod

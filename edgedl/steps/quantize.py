@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from edgedl import plugins
-from edgedl.core import Model, Task
+from edgedl.core import Graph, Model, Task, graphs_of
 from edgedl.learning import LearningStep
 
 if TYPE_CHECKING:
@@ -93,6 +93,15 @@ class Quantize(LearningStep):
         forms = FORMS[self.precision, self.method]
         return forms[0] if len(forms) == 1 else None
 
+    def refusal(self, graphs: Mapping[str, Graph]) -> str | None:
+        if self.method == "qat":
+            return 'method = "qat" trains the graph that is exported, and knows only one'
+        return None if self._forms(graphs) else 'precision = "mixed" measures the blocks of one graph'
+
+    def _forms(self, graphs: Mapping[str, Graph]) -> tuple[Form, ...]:
+        """Several graphs have one form together, and no mixture."""
+        return tuple(form for form in FORMS[self.precision, self.method] if not graphs or form != "mixed")
+
     @field_validator("corrections", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
@@ -140,7 +149,7 @@ class Quantize(LearningStep):
             task,
             self.calibrator,
             self.corrections,
-            forms=FORMS[self.precision, self.method],
+            forms=self._forms(graphs_of(net)),
             group_size=self.group_size,
             weight_bits=self.weight_bits,
             grids=metrics.get("grids", {}),

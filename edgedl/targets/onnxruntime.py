@@ -19,6 +19,7 @@ from edgedl.core import (
     Model,
     ModelFileError,
     OperatorTime,
+    Session,
     Target,
     TargetError,
     Task,
@@ -100,6 +101,7 @@ class OnnxRuntimeSession:
         self.session = _load(str(file), file, self._options())
         self.inputs = {value.name: _spec(file, value) for value in self.session.get_inputs()}
         self.outputs = {value.name: _spec(file, value) for value in self.session.get_outputs()}
+        self.graphs: Mapping[str, Session] = {}
         self._names = list(self.outputs)
 
     def run(self, batch: Batch) -> Batch:

@@ -1,0 +1,136 @@
+"""Several exported files of one network behind the interface of one: opened, recorded, played again. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgedl.core import Activation, Batch, ModelFileError, OperatorTime, Session, Target, TensorSpec
+
+Call = tuple[str, Batch]
+"""The name of a graph, and what it was given."""
+
+
+class GraphSession:
+    """The graphs of a network, which tasks call by name; `run` calls each once, its arrays named `graph/array`."""
+
+    def __init__(self, graphs: Mapping[str, Session]) -> None:
+        self.graphs = graphs
+        self.runtime = next(iter(graphs.values())).runtime
+        self.inputs = self._named({name: graph.inputs for name, graph in graphs.items()})
+        self.outputs = self._named({name: graph.outputs for name, graph in graphs.items()})
+
+    @staticmethod
+    def _named(specs: Mapping[str, Mapping[str, TensorSpec]]) -> dict[str, TensorSpec]:
+        return {f"{graph}/{name}": spec for graph, found in specs.items() for name, spec in found.items()}
+
+    def run(self, batch: Batch) -> Batch:
+        found: dict[str, np.ndarray] = {}
+        for name, graph in self.graphs.items():
+            answers = graph.run({key: batch[f"{name}/{key}"] for key in graph.inputs})
+            found |= {f"{name}/{key}": values for key, values in answers.items()}
+        return found
+
+    def profile(self, batch: Batch) -> Sequence[OperatorTime]:
+        """Operators of all graphs, each called once."""
+        return [
+            dataclasses.replace(operator, name=f"{name}/{operator.name}")
+            for name, graph in self.graphs.items()
+            for operator in graph.profile({key: batch[f"{name}/{key}"] for key in graph.inputs})
+        ]
+
+    def activations(self, batch: Batch) -> Sequence[Activation]:
+        """Nothing: each graph shows its own."""
+        return ()
+
+    def close(self) -> None:
+        for graph in self.graphs.values():
+            graph.close()
+
+
+def open_files(target: Target, path: Path) -> Session:
+    """The session of a file or, of a folder, that of the files in its folders, one a graph. Raises `ModelFileError`."""
+    if not path.is_dir():
+        return target.open(path)
+    return GraphSession({name: target.open(file) for name, file in graph_files(path, target.suffixes).items()})
+
+
+def graph_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The file of each graph, by the name of the folder that it is in. Raises `ModelFileError` where there is none."""
+    files = (file for suffix in suffixes for file in sorted(folder.glob(f"*/model{suffix}")))
+    found = {file.parent.name: file for file in files if not file.parent.name.startswith(".")}
+    if not found:
+        raise ModelFileError(f"{folder} is a folder: name the file in it")
+    return found
+
+
+def ending(path: Path) -> str:
+    """That of a file or, of a folder of graphs, that of their files: of an engine before that of what it is made from.
+
+    Raises `ModelFileError` for a folder of anything else.
+    """
+    if not path.is_dir():
+        return path.suffix
+    endings = {file.suffix for file in path.glob("*/model.*")}
+    if not endings:
+        raise ModelFileError(f"{path} is a folder: name the file in it")
+    return min(endings, key=lambda suffix: (suffix == ".onnx", suffix))
+
+
+class Recorder:
+    """A session whose graphs note what they are given."""
+
+    def __init__(self, session: Session) -> None:
+        self.calls: list[Call] = []
+        self.runtime, self.inputs, self.outputs = session.runtime, session.inputs, session.outputs
+        self.graphs = {name: _Recorded(name, graph, self.calls) for name, graph in session.graphs.items()}
+        self.run, self.profile, self.activations = session.run, session.profile, session.activations
+        self.close = session.close
+
+
+class _Recorded:
+    def __init__(self, name: str, graph: Session, calls: list[Call]) -> None:
+        self.name, self.graph, self.calls = name, graph, calls
+        self.runtime, self.inputs, self.outputs, self.graphs = graph.runtime, graph.inputs, graph.outputs, graph.graphs
+        self.profile, self.activations, self.close = graph.profile, graph.activations, graph.close
+
+    def run(self, batch: Batch) -> Batch:
+        self.calls.append((self.name, {name: np.array(values) for name, values in batch.items()}))
+        return self.graph.run(batch)
+
+
+class Replay(GraphSession):
+    """Graphs that play recorded calls again at every `run`, whatever it is given: the same work for every file.
+
+    What each call takes is noted, by graph.
+    """
+
+    def __init__(self, session: Session, calls: Sequence[Call]) -> None:
+        super().__init__(session.graphs)
+        self.calls = calls
+        self.latencies_ms: dict[str, list[float]] = {name: [] for name in self.graphs}
+
+    def run(self, batch: Batch) -> Batch:
+        for name, given in self.calls:
+            run = self.graphs[name].run
+            start = time.perf_counter_ns()
+            run(given)
+            self.latencies_ms[name].append((time.perf_counter_ns() - start) / 1e6)
+        return {}
+
+    def profile(self, batch: Batch) -> Sequence[OperatorTime]:
+        """Operators of all graphs, each as it was called first."""
+        first = {f"{name}/{key}": values for name, given in reversed(self.calls) for key, values in given.items()}
+        return super().profile(first)
+
+    def medians_ms(self) -> dict[str, float]:
+        """The median latency of one call of each graph that was called."""
+        return {name: float(np.median(samples)) for name, samples in self.latencies_ms.items() if samples}
+
+    def num_calls(self) -> dict[str, int]:
+        """How often each graph is called in one `run`."""
+        return {name: sum(called == name for called, _ in self.calls) for name in self.graphs}

@@ -1,0 +1,278 @@
+"""Networks that are several graphs: each quantized on what it is given in decoding, exported, checked and measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from edgedl import benching, graphs, measure, pipeline, recipe
+from edgedl.core import Graph, Metric, Model, ModelFileError, Network, Task, TensorSpec, UsageError
+from edgedl.graph_session import GraphSession, open_files
+from edgedl.quantize.simulate import Quantization
+from edgedl.report import page
+from edgedl.targets.onnxruntime import OnnxRuntime
+from edgedl.torch_session import TorchSession
+
+LENGTH, SYMBOLS = 3, 6
+
+
+class Reversing(Task):
+    """To say symbols backwards; decoding is greedy, from a first symbol 0."""
+
+    use: str = "reversing"
+    outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    metric: ClassVar[Metric] = Metric("right symbols", "fraction", True)
+    graphs: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+
+    @property
+    def inputs(self):
+        return {name: TensorSpec((LENGTH,), "int32") for name in ("source", "before")}
+
+    def arrays(self, split):
+        seed, num = {"train": (0, 256), "calibration": (0, 40), "validation": (1, 40), "test": (2, 30)}[split]
+        source = np.random.default_rng(seed).integers(1, SYMBOLS, (num, LENGTH)).astype(np.int32)
+        before = np.concatenate([np.zeros((num, 1), np.int32), source[:, :0:-1]], 1)
+        return {"source": source, "before": before, "target": source[:, ::-1].copy()}
+
+    def loss(self, outputs, batch):
+        return torch.nn.functional.cross_entropy(outputs["logits"].transpose(1, 2), batch["target"].long())
+
+    def predict(self, session, batch):
+        state = session.graphs["encoder"].run({"source": batch["source"]})["state"]
+        symbol, said = np.zeros((len(state), 1), np.int32), []
+        for _ in range(LENGTH):
+            found = session.graphs["decoder"].run({"symbol": symbol, "state": state})
+            symbol, state = found["logits"].argmax(-1).astype(np.int32), found["next_state"]
+            said.append(symbol)
+        return {"decoded": np.concatenate(said, 1)}
+
+    def score(self, outputs, batch):
+        return float((outputs["decoded"] == batch["target"]).mean())
+
+    def decisions(self, outputs):
+        return outputs["decoded"]
+
+    def rates(self, latency_ms):
+        return {"symbols/s": 1000 / latency_ms["decoder"]}
+
+
+class Halves(Network):
+    """A GRU that reads and one that writes."""
+
+    use: str = "halves"
+    hidden: int = 16
+
+    def build(self, task):
+        return Whole(self.hidden)
+
+
+class Reader(torch.nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(SYMBOLS, 8)
+        self.gru = torch.nn.GRU(8, hidden, batch_first=True)
+
+    def forward(self, source):
+        return self.gru(self.embedding(source))[1].transpose(0, 1)
+
+
+class Writer(Reader):
+    def __init__(self, hidden):
+        super().__init__(hidden)
+        self.dense = torch.nn.Linear(hidden, SYMBOLS)
+
+    def forward(self, symbols, state):
+        outputs, state = self.gru(self.embedding(symbols), state.transpose(0, 1))
+        return self.dense(outputs), state.transpose(0, 1)
+
+
+class Whole(torch.nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.encoder, self.decoder = Reader(hidden), Writer(hidden)
+
+    def forward(self, source, before):
+        return self.decoder(before, self.encoder(source))[0]
+
+    def graphs(self):
+        state = TensorSpec((1, self.decoder.gru.hidden_size))
+        return {
+            "encoder": Graph(self.encoder, {"source": TensorSpec((LENGTH,), "int32")}, ("state",)),
+            "decoder": Graph(
+                self.decoder, {"symbol": TensorSpec((1,), "int32"), "state": state}, ("logits", "next_state")
+            ),
+        }
+
+
+HERE = f"{__name__}:"
+RECIPE = f"""
+task = {{ use = "{HERE}Reversing" }}
+model = {{ use = "{HERE}Halves" }}
+steps = [
+  {{ use = "train", epochs = 20, lr = 0.02 }},
+  {{ use = "quantize", method = "ptq", calibrator = "min-max", corrections = [] }},
+]
+targets = [ {{ use = "tflite" }}, {{ use = "tensorrt" }} ]
+limits = {{ score_drop = 1.0, slower = "allow" }}
+bench = {{ min_seconds = 0.05, rounds = 2 }}
+"""
+
+
+def compressed(text: str, root: Path):
+    run = pipeline.compress(recipe.parse(text, Path("several.toml")), text, root)
+    return run, json.loads(run.report.read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return compressed(RECIPE, tmp_path_factory.mktemp("runs"))
+
+
+def test_every_graph_becomes_a_file_that_repeats_its_simulation_and_the_whole_decodes_alike(finished):
+    run, report = finished
+    assert len(report["rows"]) == 4
+    for row in report["rows"]:
+        assert row["status"] == ("built" if row["target"].startswith("tensorrt") else "ok"), row["reason"]
+        files = {name: run.folder / graph["file"] for name, graph in row["graphs"].items()}
+        assert [file.parent.name for file in files.values()] == ["encoder", "decoder"]
+        assert row["size_bytes"] == sum(file.stat().st_size for file in files.values())
+        assert run.folder / row["file"] == files["encoder"].parents[1]
+        assert row["score"] > 0.5
+    for entry in report["ladder"]:
+        assert entry["agreement"]["same_decision"] > 0.99
+        assert set(entry["graphs"]) == {"encoder", "decoder"}
+        for found in entry["graphs"].values():
+            assert found["agreement"]["sqnr_db"] > (100 if found["quantization"] is None else 45)
+        assert entry["agreement"]["sqnr_db"] == min(found["agreement"]["sqnr_db"] for found in entry["graphs"].values())
+    float_row, int8_row = report["rows"][:2]
+    assert (float_row["precision"], int8_row["precision"]) == ("fp32", "int8")
+    assert float_row["score"] == report["ladder"][0]["rungs"][0]["score"]
+    assert (
+        sorted(file.parent.name for file in run.folder.glob("quantization/*/*.json"))
+        == ["decoder"] * 2 + ["encoder"] * 2
+    )
+
+
+def test_a_whole_decoding_is_timed_and_every_call_in_it(finished):
+    _, report = finished
+    for row in report["rows"]:
+        if row["status"] == "ok":
+            (encoder, decoder), whole = row["graphs"].values(), row["latency_ms"]
+            assert (encoder["calls"], decoder["calls"]) == (1, LENGTH)
+            assert encoder["latency_ms"] + decoder["latency_ms"] < whole["median"]
+            assert row["figures"]["symbols/s"] == pytest.approx(1000 / decoder["latency_ms"])
+            assert {operator["name"].partition("/")[0] for operator in row["operators"]} == {"encoder", "decoder"}
+        else:
+            assert row["latency_ms"] is None
+            assert all(graph["latency_ms"] is None for graph in row["graphs"].values())
+
+
+def test_the_page_names_the_file_and_time_of_each_graph(finished):
+    run, report = finished
+    html = page.write_page(report, run.folder).read_text()
+    for row in report["rows"]:
+        for graph in row["graphs"].values():
+            assert graph["file"] in html
+            assert graph["sha256"] in html
+    assert f"{LENGTH} calls of" in html
+
+
+def test_the_files_are_scored_and_measured_again_by_their_folder(finished):
+    run, report = finished
+    task = recipe.parse(RECIPE, Path("several.toml")).task
+    paths = [run.folder / report["rows"][index]["file"] for index in (0, 1)]
+    rows = benching.bench(paths[1:], paths[0], task, None, 1, 0.05, operators=True)
+    for row, known in zip(rows, (report["rows"][1], report["rows"][0]), strict=True):
+        assert (row["score"], row["size_bytes"]) == (known["score"], known["size_bytes"])
+        assert row["operators"]
+    assert benching.bench(paths[:1], None, None, None, 1, 0.05, operators=False)[0]["latency_ms"]["median"] > 0
+    script = (paths[0] / "reproduce.sh").read_text()
+    assert "edgedl bench . --recipe ../../../recipe.toml" in script
+    with pytest.raises(UsageError, match="needs a folder with the graphs encoder and decoder; it has none"):
+        benching.bench([paths[0] / "encoder/model.tflite"], None, task, None, 1, 0.05, operators=False)
+    with pytest.raises(ModelFileError, match="is a folder: name the file in it"):
+        benching.bench([paths[0].parent], None, None, None, 1, 0.05, operators=False)
+
+
+def test_each_graph_is_calibrated_on_what_decoding_gives_it():
+    task, net = Reversing(), Halves().build(None).eval()
+    encoder, decoder = graphs.tasks(net, task).values()
+    source = encoder.arrays("calibration")["source"]
+    assert {tuple(row) for row in source} == {tuple(row) for row in task.arrays("calibration")["source"]}
+    given = decoder.arrays("calibration")
+    states = {tuple(row) for row in encoder.arrays("calibration")["answered:state"].reshape(len(source), -1)}
+    first = given["symbol"][:, 0] == 0
+    assert first.any()
+    assert not first.all()
+    assert {tuple(row) for row in given["state"][:, 0]} & states
+    assert decoder.score({name: given["answered:" + name] for name in decoder.outputs}, given) == 240
+
+
+def test_forms_that_are_left_open_are_tried_for_all_graphs_together(tmp_path):
+    start, end = RECIPE.index('  { use = "quantize"'), RECIPE.index("limits")
+    text = (
+        RECIPE[:start]
+        + '  { use = "quantize", precision = "int4" } ]\ntargets = [ { use = "tflite" } ]\n'
+        + RECIPE[end:]
+    )
+    _, report = compressed(text.replace("epochs = 20", "epochs = 1"), tmp_path)
+    found = {row["variant"]: row for row in report["rows"]}
+    assert set(found) == {"float", "int4-dynamic", "int4-weights"}
+    assert all(row["status"] in ("ok", "refused") and len(row["graphs"]) == 2 for row in found.values())
+    plan = Quantization(Halves().build(None), Reversing(), forms=("int8", "int8 weights")).in_form("int8 weights")
+    assert {graph.form for graph in plan.graphs.values()} == {"int8 weights"}
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ('{ use = "quantize", method = "qat" }', 'method = "qat" trains the graph that is exported'),
+        ('{ use = "quantize", precision = "mixed" }', 'precision = "mixed" measures the blocks of one graph'),
+        ('{ use = "prune", latency_ms = 1.0, target = { use = "tflite" } }', "latency_ms is that of one file"),
+    ],
+)
+def test_what_knows_one_graph_only_is_refused_before_anything_trains(step, said, tmp_path):
+    text = RECIPE[: RECIPE.index('  { use = "quantize"')] + f"  {step}\n]\n" + RECIPE[RECIPE.index("targets") :]
+    with pytest.raises(UsageError, match=f"{said}.*the model is the graphs encoder and decoder"):
+        compressed(text, tmp_path)
+    assert not list(tmp_path.glob("**/weights.safetensors"))
+
+
+def test_a_network_without_the_graphs_of_the_task_is_refused(tmp_path):
+    text = RECIPE.replace(f'model = {{ use = "{HERE}Halves" }}', 'model = { use = "mlp" }')
+    with pytest.raises(UsageError, match="decodes with the graphs encoder and decoder; the model has none"):
+        graphs.check(torch.nn.Linear(1, 1), Reversing())
+    with pytest.raises(UsageError):
+        compressed(text, tmp_path)
+
+
+def test_graphs_decode_as_the_network_that_is_trained_as_a_whole(tmp_path):
+    task, net = Reversing(), Halves().build(None).eval()
+    batch = {name: values[:4] for name, values in task.arrays("test").items()}
+    said = task.predict(TorchSession(net, task), batch)["decoded"]
+    before = np.concatenate([np.zeros((4, 1), np.int32), said[:, :-1]], 1)
+    whole = TorchSession(net, task).run({"source": batch["source"], "before": before})["logits"]
+    np.testing.assert_array_equal(whole.argmax(-1), said)
+    (tmp_path / "files").mkdir()
+    artifact = graphs.build(OnnxRuntime(), Model(net=net), task, tmp_path / "files", batch_size=4)
+    session = open_files(OnnxRuntime(), artifact.file)
+    assert isinstance(session, GraphSession)
+    assert measure.batch_size(session) == 4
+    np.testing.assert_array_equal(task.predict(session, batch)["decoded"], said)
+    random = measure.random_inputs(session.inputs)
+    assert {name: values.shape for name, values in session.run(random).items()} == {
+        "encoder/state": (4, 1, 16), "decoder/logits": (4, 1, SYMBOLS), "decoder/next_state": (4, 1, 16),
+    }  # fmt: skip
+
+
+def test_one_graph_has_no_parts():
+    task = recipe.load("cnn-int8").task
+    net = recipe.load("cnn-int8").model.build(task)
+    assert graphs.parts(Model(net=net), task) == {}
+    assert Quantization(net, task).graphs == {}
+    assert TorchSession(net, task).graphs == {}
