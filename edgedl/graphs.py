@@ -89,7 +89,10 @@ def parts(model: Model, task: Task) -> dict[str, Part]:
 @lru_cache(maxsize=8)
 def tasks(net: torch.nn.Module, task: Task) -> Mapping[str, GraphTask]:
     """The task of each graph of a network; none if it is a single one."""
-    return {name: GraphTask.of(name, graph, net, task) for name, graph in graphs_of(net.eval()).items()}
+    found = graphs_of(net.eval())
+    for graph in found.values():
+        graph.module.eval()  # one that was made just now is for training yet
+    return {name: GraphTask.of(name, graph, net, task) for name, graph in found.items()}
 
 
 def check(net: torch.nn.Module, task: Task) -> None:
