@@ -231,7 +231,8 @@ def test_int8_cells_loop_and_repeat_the_simulation_bit_for_bit(kind, tmp_path):
     reference = measure.evaluate(TorchSession(net, task), task, "test")
     above = (ladder.rung("float", reference.score, (), task),)
     climb = ladder.climb(model, reference, above, TFLite(), session, task)
-    assert climb.agreement.max_steps == 0
+    assert climb.agreement.max_steps == 0 or climb.agreement.sqnr_db > 120  # outputs may be float
+    assert climb.first_divergence is None
     assert climb.quantization_db is not None
     assert climb.quantization_db > 20
 
