@@ -70,6 +70,13 @@ class Denoising(Task):
         """The peak signal-to-noise ratio of an image, its mean over all."""
         return float(_psnr(outputs["restored"], batch["clean"]).mean())
 
+    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+        """The structural similarity of an image to the clean one, its mean over all."""
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
+        pair = _tensors(outputs["restored"], batch["clean"])
+        return {"SSIM": float(structural_similarity_index_measure(*pair, data_range=(0.0, 1.0)))}
+
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
         """Where what was restored is furthest from the clean image, by the last file."""
         ratios = {name: _psnr(outputs["restored"], batch["clean"]).numpy() for name, outputs in answers.items()}
@@ -89,12 +96,17 @@ class Denoising(Task):
 
 def _psnr(restored: np.ndarray, clean: np.ndarray) -> torch.Tensor:
     """The peak signal-to-noise ratio of each image, (N,)."""
-    import torch
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    pair = (torch.from_numpy(np.ascontiguousarray(values)) for values in (restored, clean))
+    pair = _tensors(restored, clean)
     ratios: torch.Tensor = peak_signal_noise_ratio(*pair, data_range=(0.0, 1.0), dim=(1, 2, 3), reduction="none")
     return ratios
+
+
+def _tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+    import torch
+
+    return [torch.from_numpy(np.ascontiguousarray(values)) for values in arrays]
 
 
 @lru_cache(maxsize=4)

@@ -80,6 +80,14 @@ class Text(Classes):
         """One more than the largest token."""
         return self.vocabulary
 
+    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+        """F1 of each class, their mean."""
+        import torch
+        from torchmetrics.functional.classification import multiclass_f1_score
+
+        pair = (torch.from_numpy(values) for values in (self.decisions(outputs), batch["label"]))
+        return {"F1 (macro)": float(multiclass_f1_score(*pair, num_classes=self.num_classes, average="macro"))}
+
     def class_name(self, label: int) -> str:
         return self.classes[label]
 
