@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -142,6 +144,15 @@ def test_a_simulated_network_is_not_asked_for_rivals(task):
     scored = evaluate(session, task, "test")
     assert (set(scored.outputs), scored.figures) == ({"stars"}, {})
     assert session.calls == -(-len(task.arrays("test")["user"]) // 64)
+
+
+def test_a_device_without_a_library_of_metrics_scores_all_the_same(task, monkeypatch):
+    session = Critic(lambda user, item: user % 5, 1)
+    scored = evaluate(session, task, "test")
+    assert scored.figures
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.retrieval", None)
+    assert evaluate(session, task, "test").figures == {}
+    assert evaluate(session, task, "test").score == scored.score
 
 
 def test_where_all_is_rated_nothing_is_held_against_anything(tmp_path):
