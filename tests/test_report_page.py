@@ -6,16 +6,18 @@ import copy
 import json
 import os
 import shutil
+import types
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgedl import plugins
-from edgedl.core import MissingPackage
-from edgedl.report import labels, words
+from edgedl.core import Exhibit, MissingPackage
+from edgedl.report import exhibits, labels, words
 from edgedl.report.page import write_page
 from tests import sample_report
 from tests.sample_report import LITERT_LAYER, METRIC
@@ -212,6 +214,31 @@ def test_further_figures_stand_beside_the_score(shown: Any, tmp_path: Path) -> N
     lines = browser.find_elements("css selector", ".rows tbody tr")
     assert ["R² 0.4512" in line.text for line in lines[:2]] == [True, False]
     assert "R² 0.4498" in lines[1].text
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_shows_samples_of_the_deployed_files_within_the_screen(shown: Any, tmp_path: Path, width: int) -> None:
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    panels = dict.fromkeys(("input", "truth", "float", "compressed"), picture)
+    found = [Exhibit(f"sample {HOSTILE}", panels), Exhibit("a text", {"input": 40 * "some words ", HOSTILE: HOSTILE})]
+    task = types.SimpleNamespace(arrays=lambda split: {}, exhibits=lambda answers, batch: found)
+    assert exhibits.save(types.SimpleNamespace(folder=tmp_path), "tflite", task, {}) is None  # type: ignore[arg-type]
+    page = write_page(sample_report.sample_report() | {"warnings": [HOSTILE]}, tmp_path)
+    browser = shown(page, width, "dark")
+    assert_silent_and_within_the_screen(browser, page)
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('.exhibit img')]"
+        ".map(i => [i.complete, i.naturalWidth, i.width, i.height])"
+    )
+    assert len(sizes) == 4
+    assert all(
+        complete and natural == 4 and 90 < across <= 240 and across == down for complete, natural, across, down in sizes
+    )
+    said = browser.find_element("css selector", ".exhibits").text
+    assert "some words some words" in said
+    assert said.lower().count("<img src=x") == 3
+    assert HOSTILE in browser.find_element("css selector", ".warning").text
+    assert browser.execute_script("return document.querySelectorAll('main b').length") == 0
 
 
 def test_leaves_one_whole_file(tmp_path: Path) -> None:
