@@ -32,6 +32,7 @@ TASKS = {
     "gcn": "nodes",
     "policy": "control",
     "transformer": "text",
+    "generator": "generation",
 }
 """What networks learn that see no images."""
 ANSWERS = {
@@ -40,6 +41,7 @@ ANSWERS = {
     "path-predictor": (12, 2),
     "gcn": (800, 5),
     "policy": (2,),
+    "generator": (1, 28, 28),
     "unet": (10, 28, 28),
 }
 """The shape of what a network says of a digit, where it is more than a number for each class."""
