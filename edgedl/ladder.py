@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,7 +142,8 @@ def _climb_graphs(
     for name, part in of_graphs.items():
         answered = evaluate(TorchSession(part.model.net, part.task), part.task, "test")
         climbs[name] = climb(part.model, answered, (), target, session.graphs[name], part.task)
-    worst = min(climbs.values(), key=lambda found: found.agreement.sqnr_db)
+    worst_name = min(climbs, key=lambda name: climbs[name].agreement.sqnr_db)
+    agreement, divergence = climbs[worst_name].agreement, climbs[worst_name].first_divergence
     steps = [found.agreement.max_steps for found in climbs.values() if found.agreement.max_steps is not None]
     noise = [found.quantization_db for found in climbs.values() if found.quantization_db is not None]
     breaches = [f"graph {name}: {found.breach}" for name, found in climbs.items() if found.breach]
@@ -152,8 +153,8 @@ def _climb_graphs(
     return Climb(
         rungs=tuple(rungs),
         quantization_db=min(noise, default=None),
-        agreement=Agreement(worst.agreement.sqnr_db, same, max(steps, default=None)),
-        first_divergence=worst.first_divergence,
+        agreement=Agreement(agreement.sqnr_db, same, max(steps, default=None)),
+        first_divergence=divergence and replace(divergence, layer=f"{worst_name}/{divergence.layer}"),
         breach="; ".join(breaches) or None,
         deployed=deployed,
         graphs=climbs,

@@ -347,7 +347,8 @@ def graphs_in_words(row: Mapping[str, Any]) -> str:
     """Of a network that is several graphs: the file of each, and what its calls take in the decoding that is timed."""
     files = []
     for name, graph in row["graphs"].items():
-        calls = f", {graph['calls']} calls of {milliseconds(graph['latency_ms'])}" if graph["latency_ms"] else ""
+        count = f"{graph['calls']} call{'s' if graph['calls'] != 1 else ''}"
+        calls = f", {count} of {milliseconds(graph['latency_ms'])}" if graph["latency_ms"] else ""
         files.append(f"{name} {size(graph['size_bytes'])}{calls}")
     whole = "; the latency is that of all calls together" if row["latency_ms"] else ""
     return f"{'; '.join(files)}{whole}"
