@@ -33,8 +33,8 @@ TASKS = {
     "policy": "control",
     "transformer": "text",
     "generator": "generation",
+    "seq2seq": "translation",
 }
-"""What networks learn that see no images."""
 ANSWERS = {
     "autoencoder": (1, 28, 28),
     "dense-autoencoder": (1, 28, 28),
@@ -43,6 +43,7 @@ ANSWERS = {
     "policy": (2,),
     "generator": (1, 28, 28),
     "unet": (10, 28, 28),
+    "seq2seq": (16, 90),
 }
 """The shape of what a network says of a digit, where it is more than a number for each class."""
 
