@@ -212,7 +212,7 @@ class Task(Part):
         return None
 
     def rates(self, latency_ms: Mapping[str, float]) -> Mapping[str, float]:
-        """Figures of speed that the field reports, by name, from the median latency of one call of each graph."""
+        """Figures of speed that the field reports, by name, from what a call of each graph takes for one sample."""
         return {}
 
     def predict(self, session: Session, batch: Batch) -> Batch:

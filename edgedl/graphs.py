@@ -18,13 +18,14 @@ from pydantic import PrivateAttr
 from edgedl import stats
 from edgedl.core import Artifact, Batch, Graph, Metric, Model, Split, Target, Task, TensorSpec, UsageError, graphs_of
 from edgedl.graph_session import Recorder
-from edgedl.torch_session import BATCH_SIZE, TorchSession
+from edgedl.torch_session import TorchSession
 
 if TYPE_CHECKING:
     import torch
 
-NUM_SAMPLES, NUM_CALLS = 128, 256
-"""Samples of a split that are decoded to see what the graphs are given, and calls of each that are kept at most."""
+NUM_SAMPLES, NUM_TOGETHER, NUM_CALLS = 128, 8, 256
+"""Samples of a split that are decoded to see what the graphs are given, so many at once, and calls of each that are
+kept at most."""
 ANSWER = "answered:"
 """Begins the names of a float graph's outputs, beside those of its inputs."""
 
@@ -119,19 +120,25 @@ def build(target: Target, model: Model, task: Task, folder: Path, batch_size: in
 
 @lru_cache(maxsize=8)
 def _recorded(net: torch.nn.Module, task: Task, split: Split) -> dict[str, Batch]:
-    """What each graph was given and answered when the first samples of a split were decoded."""
-    session = TorchSession(net, task)
-    recorder = Recorder(session)
-    for batch in islice(task.batches(split, BATCH_SIZE), -(-NUM_SAMPLES // BATCH_SIZE)):
+    """What each graph was given and answered when the first samples of a split were decoded.
+
+    Of every few samples some calls are kept: all together, with the caches of a language model, can be gigabytes.
+    """
+    session, draw = TorchSession(net, task), np.random.default_rng(0)
+    kept: dict[str, list[Batch]] = {name: [] for name in session.graphs}
+    for batch in islice(task.batches(split, NUM_TOGETHER), NUM_SAMPLES // NUM_TOGETHER):
+        recorder = Recorder(session)
         task.predict(recorder, batch)
-    found: dict[str, Batch] = {}
+        for name, found in kept.items():
+            calls = [given for called, given in recorder.calls if called == name]
+            rows = [(call, row) for call in calls for row in range(len(next(iter(call.values()))))]
+            chosen = np.sort(draw.permutation(len(rows))[: NUM_CALLS * NUM_TOGETHER // NUM_SAMPLES])
+            for call, row in (rows[index] for index in chosen):
+                found.append({key: values[row : row + 1].copy() for key, values in call.items()})  # the rest may go
+    arrays: dict[str, Batch] = {}
     for name, graph in session.graphs.items():
-        calls = [given for called, given in recorder.calls if called == name]
-        if not calls:
+        if not kept[name]:
             raise UsageError(f"task {task.use} never calls graph {name}: there is nothing to calibrate it with")
-        inputs = {key: np.concatenate([given[key] for given in calls]) for key in graph.inputs}
-        num = len(next(iter(inputs.values())))
-        kept = np.sort(np.random.default_rng(0).permutation(num)[:NUM_CALLS])
-        inputs = {key: values[kept] for key, values in inputs.items()}
-        found[name] = inputs | {ANSWER + key: values for key, values in graph.run(inputs).items()}
-    return found
+        inputs = {key: np.concatenate([given[key] for given in kept[name]]) for key in graph.inputs}
+        arrays[name] = inputs | {ANSWER + key: values for key, values in graph.run(inputs).items()}
+    return arrays

@@ -220,7 +220,10 @@ def _graphs(run: Run, entry: Entry) -> dict[str, Any]:
 
 
 def _rates(run: Run, entry: Entry) -> Mapping[str, float]:
-    return run.recipe.task.rates(entry.replay.medians_ms()) if entry.replay else {}
+    if entry.replay is None:
+        return {}
+    size = run.recipe.bench.batch_size
+    return run.recipe.task.rates({name: median / size for name, median in entry.replay.medians_ms().items()})
 
 
 def _built_for(entry: Entry) -> str | None:

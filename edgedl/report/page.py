@@ -288,14 +288,14 @@ def _lowest(report: Mapping[str, Any]) -> float | None:
 
 def _calibrations(folder: Path) -> Iterator[dict[str, Any]]:
     """How calibrators and corrections did on validation data, one scheme after another, as far as the folder tells."""
-    for file in sorted(folder.glob("quantization/*.json")):
+    for file in sorted((folder / "quantization").rglob("*.json")):  # several graphs have each a folder
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # the page is about the report; a damaged file beside it must not hide that
         if isinstance(content, dict) and "calibrator" in content and content.get("tried"):
             yield {
-                "scheme": file.stem,
+                "scheme": file.relative_to(folder / "quantization").with_suffix("").as_posix(),
                 "chosen": content.get("chosen", content["calibrator"]),
                 "tried": content["tried"],
             }
