@@ -15,6 +15,8 @@ from edgedl.core import Graph, Metric, Model, ModelFileError, Network, Task, Ten
 from edgedl.graph_session import GraphSession, open_files
 from edgedl.quantize.simulate import Quantization
 from edgedl.report import page
+from edgedl.steps.distill import Distill
+from edgedl.steps.prune import Prune
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.torch_session import TorchSession
 
@@ -276,3 +278,18 @@ def test_one_graph_has_no_parts():
     assert graphs.parts(Model(net=net), task) == {}
     assert Quantization(net, task).graphs == {}
     assert TorchSession(net, task).graphs == {}
+
+
+def test_steps_that_learn_see_the_whole_and_what_graphs_hand_on_shrinks_with_it():
+    task, net = Reversing(), Halves().build(None)
+    pruned = Prune(ratio=0.3, scope="local", iterations=1, epochs=1, round_to=4).apply(
+        Model(net=net, teacher=net), task
+    )
+    state = pruned.net.graphs()["decoder"].inputs["state"]
+    assert state == TensorSpec((1, 12))
+    encoder, decoder = graphs.parts(pruned, task).values()
+    assert encoder.task.arrays("test")["answered:state"].shape[1:] == decoder.task.inputs["state"].shape == (1, 12)
+    taught = Distill(epochs=2, lr=0.01, batch_size=16).apply(pruned, task)
+    scores = [measure.evaluate(TorchSession(model.net, task), task, "test").score for model in (pruned, taught)]
+    assert all(0 <= score <= 1 for score in scores)
+    assert len(taught.lineage) == 2
