@@ -30,9 +30,7 @@ def bench(
     for file in everything:
         if not file.exists():
             raise ModelFileError(f"no file {file}")
-    targets = {
-        file: plugins.target_for(file.with_suffix(graph_session.ending(file)), threads, use) for file in everything
-    }
+    targets = {file: plugins.target_for(graph_session.one_of(file), threads, use) for file in everything}
     with progress.stage("open", len(everything)) as step:
         sessions: dict[str, tuple[Session, Any]] = {}
         scores: dict[str, measure.Scored | None] = {}

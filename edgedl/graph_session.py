@@ -68,17 +68,17 @@ def graph_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def ending(path: Path) -> str:
-    """That of a file or, of a folder of graphs, that of their files: of an engine before that of what it is made from.
+def one_of(path: Path) -> Path:
+    """A file or, of a folder of graphs, one of their files: an engine before what it is made from.
 
     Raises `ModelFileError` for a folder of anything else.
     """
     if not path.is_dir():
-        return path.suffix
-    endings = {file.suffix for file in path.glob("*/model.*")}
-    if not endings:
+        return path
+    found = sorted(path.glob("*/model.*"), key=lambda file: (file.suffix == ".onnx", file))
+    if not found:
         raise ModelFileError(f"{path} is a folder: name the file in it")
-    return min(endings, key=lambda suffix: (suffix == ".onnx", suffix))
+    return found[0]
 
 
 class Recorder:

@@ -184,7 +184,7 @@ def test_the_page_names_the_file_and_time_of_each_graph(finished):
     assert f"{LENGTH} calls of" in html
 
 
-def test_the_files_are_scored_and_measured_again_by_their_folder(finished):
+def test_the_files_are_scored_and_measured_again_by_their_folder(finished, monkeypatch):
     run, report = finished
     task = recipe.parse(RECIPE, Path("several.toml")).task
     paths = [run.folder / report["rows"][index]["file"] for index in (0, 1)]
@@ -193,6 +193,9 @@ def test_the_files_are_scored_and_measured_again_by_their_folder(finished):
         assert (row["score"], row["size_bytes"]) == (known["score"], known["size_bytes"])
         assert row["operators"]
     assert benching.bench(paths[:1], None, None, None, 1, 0.05, operators=False)[0]["latency_ms"]["median"] > 0
+    monkeypatch.chdir(run.folder / report["rows"][2]["file"])  # made for TensorRT, and scored by onnxruntime
+    assert report["rows"][2]["score"] == benching.bench([Path()], None, task, "onnxruntime", 1, 0.05, False)[0]["score"]
+    assert "edgedl bench . --target onnxruntime --recipe" in Path("reproduce.sh").read_text()
     script = (paths[0] / "reproduce.sh").read_text()
     assert "edgedl bench . --recipe ../../../recipe.toml" in script
     with pytest.raises(UsageError, match="needs a folder with the graphs encoder and decoder; it has none"):
