@@ -34,6 +34,7 @@ TASKS = {
     "transformer": "text",
     "generator": "generation",
     "seq2seq": "translation",
+    "gpt": "language",
 }
 ANSWERS = {
     "autoencoder": (1, 28, 28),
@@ -44,6 +45,7 @@ ANSWERS = {
     "generator": (1, 28, 28),
     "unet": (10, 28, 28),
     "seq2seq": (16, 90),
+    "gpt": (96, 100),
 }
 """The shape of what a network says of a digit, where it is more than a number for each class."""
 
