@@ -35,6 +35,7 @@ TASKS = {
     "generator": "generation",
     "seq2seq": "translation",
     "gpt": "language",
+    "conv-recurrent": "transcription",
 }
 ANSWERS = {
     "autoencoder": (1, 28, 28),
@@ -46,6 +47,7 @@ ANSWERS = {
     "unet": (10, 28, 28),
     "seq2seq": (16, 90),
     "gpt": (96, 100),
+    "conv-recurrent": (45, 29),
 }
 """The shape of what a network says of a digit, where it is more than a number for each class."""
 
