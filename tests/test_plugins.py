@@ -36,7 +36,9 @@ TASKS = {
     "seq2seq": "translation",
     "gpt": "language",
     "conv-recurrent": "transcription",
+    "detector": "detection",
 }
+"""What networks learn that see no images."""
 ANSWERS = {
     "autoencoder": (1, 28, 28),
     "dense-autoencoder": (1, 28, 28),
@@ -48,8 +50,9 @@ ANSWERS = {
     "seq2seq": (16, 90),
     "gpt": (96, 100),
     "conv-recurrent": (45, 29),
+    "detector": (3, 24, 24),
 }
-"""The shape of what a network says of a digit, where it is more than a number for each class."""
+"""The shape of what a network says of a digit, where it is more than a number for each class; the first of several."""
 
 each_plugin = pytest.mark.parametrize(("kind", "name"), EVERY, ids=lambda value: value)
 each_target = pytest.mark.parametrize("target", [plugins.load("targets", name) for name in plugins.names("targets")])
@@ -162,13 +165,18 @@ def test_a_network_maps_a_batch_of_the_task_to_its_outputs(name):
     inputs = [torch.from_numpy(arrays[input_name][:2]) for input_name in task.inputs]
     if len(inputs[0]) == 1:  # a graph is all there is
         inputs = [torch.cat([value, value.flip(-1)]) for value in inputs]
+
+    def first_answer(*inputs: torch.Tensor) -> torch.Tensor:
+        answers = net(*inputs)
+        return answers[0] if isinstance(answers, tuple) else answers
+
     with torch.no_grad():
-        logits = net(*inputs)
+        logits = first_answer(*inputs)
         plain = (task.num_classes,) if hasattr(task, "num_classes") else ()
         assert logits.shape == (2, *ANSWERS.get(name, plain))
         assert logits.dtype == torch.float32
         assert logits.isfinite().all()
-        torch.testing.assert_close(net(*(value[1:] for value in inputs)), logits[1:])  # each image by itself
+        torch.testing.assert_close(first_answer(*(value[1:] for value in inputs)), logits[1:])  # each image by itself
         assert (logits[0] != logits[1]).any()
 
 
