@@ -53,7 +53,7 @@ class Detection(Task):
 
     use: str = "detection"
     folder: str | None = None
-    size: int = Field(default=96, ge=32, multiple_of=STRIDE)
+    size: int = Field(default=96, ge=32)
     classes: tuple[str, ...] = Field(default=road.KINDS, min_length=1)
     suppression: Literal["outside", "inside"] = "outside"
     outputs: ClassVar[tuple[str, ...]] = ("heat", "boxes")
