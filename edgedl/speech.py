@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgedl import mel
 from edgedl.drawing import Chance
 
 RATE = 16_000
@@ -183,12 +184,7 @@ def num_frames(samples: int, hop: int) -> int:
 
 def mel_bands(mels: int) -> np.ndarray:
     """Triangles from 60 to 7,600 Hz, evenly spaced on the mel scale, each of sum 1: (257, mels)."""
-    lowest, highest = 2595 * np.log10(1 + np.array([60, 7600]) / 700)
-    edges = 700 * (10 ** (np.linspace(lowest, highest, mels + 2) / 2595) - 1)
-    tones = np.arange(257) * RATE / 512
-    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (tones[:, None] - low) / (middle - low), (high - tones[:, None]) / (high - middle)
-    triangles = np.clip(np.minimum(rising, falling), 0, None)
+    triangles = mel.bands(RATE, 512, mels, 60, 7600)
     normed: np.ndarray = triangles / np.maximum(triangles.sum(axis=0), 1e-9)
     return normed
 

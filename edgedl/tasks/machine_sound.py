@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from edgedl import mel, splits
+from edgedl import mel, sound_files, splits
 from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _read(folder: str, split: Split, num_bands: int) -> Clips:
     if split != "train":  # every third of either kind validates, so that both parts have both
         thirds = {file for kind in (sound, faulty) for file in kind[1::3]}
         files = [file for file in files if (file in thirds) == (split == "validation")]
-    clips = [mel.log_mel(mel.read_wave(file, RATE), RATE, num_bands) for file in files]
+    clips = [mel.log_mel(sound_files.sound(file, RATE), RATE, num_bands) for file in files]
     for file, frames in zip(files, clips, strict=True):
         if len(frames) < NUM_FRAMES:
             raise DataError(f"{file}: too short: {len(frames)} frames where {NUM_FRAMES} are needed at least")
