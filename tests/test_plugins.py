@@ -37,6 +37,7 @@ TASKS = {
     "gpt": "language",
     "conv-recurrent": "transcription",
     "detector": "detection",
+    "vae": "variational",
 }
 """What networks learn that see no images."""
 ANSWERS = {
@@ -46,6 +47,7 @@ ANSWERS = {
     "gcn": (800, 5),
     "policy": (2,),
     "generator": (1, 28, 28),
+    "vae": (1, 28, 28),
     "unet": (10, 28, 28),
     "seq2seq": (16, 90),
     "gpt": (96, 100),
@@ -156,6 +158,10 @@ print(*sorted({set(HEAVY)!r} & sys.modules.keys()))
     assert done.stdout.strip() == ""
 
 
+def first_output(answer: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
 @pytest.mark.parametrize("name", plugins.names("models"))
 def test_a_network_maps_a_batch_of_the_task_to_its_outputs(name):
     task, network = plugins.load("tasks", TASKS.get(name, "digits"))(), plugins.load("models", name)()
@@ -172,11 +178,15 @@ def test_a_network_maps_a_batch_of_the_task_to_its_outputs(name):
 
     with torch.no_grad():
         logits = first_answer(*inputs)
+        logits = first_output(net(*inputs))
         plain = (task.num_classes,) if hasattr(task, "num_classes") else ()
         assert logits.shape == (2, *ANSWERS.get(name, plain))
         assert logits.dtype == torch.float32
         assert logits.isfinite().all()
         torch.testing.assert_close(first_answer(*(value[1:] for value in inputs)), logits[1:])  # each image by itself
+        torch.testing.assert_close(
+            first_output(net(*(value[1:] for value in inputs))), logits[1:]
+        )  # each image by itself
         assert (logits[0] != logits[1]).any()
 
 
