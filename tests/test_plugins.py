@@ -38,6 +38,7 @@ TASKS = {
     "conv-recurrent": "transcription",
     "detector": "detection",
     "vae": "variational",
+    "stylizer": "style",
 }
 """What networks learn that see no images."""
 ANSWERS = {
@@ -48,6 +49,7 @@ ANSWERS = {
     "policy": (2,),
     "generator": (1, 28, 28),
     "vae": (1, 28, 28),
+    "stylizer": (3, 64, 64),
     "unet": (10, 28, 28),
     "seq2seq": (16, 90),
     "gpt": (96, 100),
