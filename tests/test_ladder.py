@@ -141,3 +141,23 @@ def test_every_layer_is_found_inside_the_deployed_file(net, target, tmp_path):
     for index, value in enumerate(simulated):
         shifted = [*simulated[:index], Activation("here", -value.values - 1, value.scale), *simulated[index + 1 :]]
         assert ladder.first_divergence(shifted, session.activations(batch), 60).layer == "here"
+
+
+class Played(Noise):
+    """Says beside the outputs what came of them, which differs from call to call."""
+
+    use: str = "played"
+
+    def predict(self, session, batch):
+        return {**super().predict(session, batch), "return": np.random.default_rng().random(len(batch["x0"]))}
+
+
+def test_what_comes_of_outputs_is_not_compared(net, tmp_path):
+    task = Played(shape=(3, 12, 12))
+    model, target = Model(net=net), OnnxRuntime()
+    source = measure.evaluate(TorchSession(net, task), task, "test")
+    session = target.open(target.build(model, task, tmp_path, 1).file)
+    found = ladder.climb(model, source, (), target, session, task)
+    assert found.agreement.sqnr_db > 100
+    assert found.breach is None
+    assert (found.deployed.outputs["return"] != source.outputs["return"]).all()
