@@ -97,7 +97,8 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
     )
     needed = FLOAT_AGREEMENT_DB if quantization_db is None else quantization_db + QUANTIZED_MARGIN_DB
     needed = min(needed, HALF_AGREEMENT_DB) if in_half else needed
-    breached = agreement.sqnr_db < needed or (agreement.same_decision or 1.0) < MIN_SAME_DECISIONS
+    same = agreement.same_decision
+    breached = agreement.sqnr_db < needed or (same is not None and same < MIN_SAME_DECISIONS)
     divergence = None
     # Float outputs have no steps, but the values that they are made of may have.
     tipped = quantization_db is not None and agreement.max_steps is None and agreement.sqnr_db < ROUNDING_DB
