@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from edgedl.core import Graph, Network, TensorSpec
 
@@ -35,7 +35,13 @@ class Seq2Seq(Network):
 
     use: str = "seq2seq"
     embedding: PositiveInt = 64
-    hidden: Annotated[int, Field(ge=2, multiple_of=2)] = 128
+    hidden: PositiveInt = 128
+
+    @model_validator(mode="after")
+    def _directions_share(self) -> Seq2Seq:
+        if self.hidden % 2:
+            raise ValueError(f"hidden = {self.hidden} cannot be shared by the two directions of the encoder")
+        return self
 
     def build(self, task: Sentences) -> nn.Module:  # type: ignore[override]
         """A module (N, S), (N, T) int32 -> logits (N, T, target words), given the true word before each."""
