@@ -10,9 +10,9 @@ import torch
 
 from edgedl import plugins
 from edgedl.core import DataError
+from edgedl.number_words import in_english
 from edgedl.tasks import language
 from edgedl.tasks.language import Language
-from edgedl.tasks.translation import in_english
 from edgedl.torch_session import TorchSession
 from tests.test_translation_recipe import check, tiny
 

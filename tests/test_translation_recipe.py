@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgedl import pipeline, plugins, recipe
+from edgedl import number_words, pipeline, plugins, recipe
 from edgedl.core import Bench, DataError, Limits
+from edgedl.number_words import in_english, in_french
 from edgedl.steps.quantize import Quantize
 from edgedl.tasks import translation
-from edgedl.tasks.translation import BEGIN, END, PADDING, UNKNOWN, Translation, in_english, in_french, split_words
+from edgedl.tasks.translation import BEGIN, END, PADDING, UNKNOWN, Translation, split_words
 from edgedl.torch_session import TorchSession
 
 
@@ -110,10 +111,10 @@ def test_all_numbers_differ_and_agree_with_things_and_years():
     assert {number: in_french(number, feminine=True) for number in feminine} == feminine
     years = {1900: "mille neuf cent", 1980: "mille neuf cent quatre-vingt", 2000: "deux mille"}
     assert {year: in_french(year, ordinal=True) for year in years} == years
-    assert [translation.english_year(year) for year in (1900, 1905, 1987, 2000, 2010)] == [
+    assert [number_words.english_year(year) for year in (1900, 1905, 1987, 2000, 2010)] == [
         "nineteen hundred", "nineteen oh five", "nineteen eighty-seven", "two thousand", "two thousand and ten",
     ]  # fmt: skip
-    assert [translation.nth(day) for day in (1, 2, 3, 5, 8, 9, 12, 20, 21, 30, 31)] == [
+    assert [number_words.nth(day) for day in (1, 2, 3, 5, 8, 9, 12, 20, 21, 30, 31)] == [
         *("first", "second", "third", "fifth", "eighth", "ninth", "twelfth"),
         *("twentieth", "twenty-first", "thirtieth", "thirty-first"),
     ]
@@ -125,15 +126,15 @@ def test_dates_are_said_as_people_say_them(monkeypatch):
             self.chances = list(chances)
 
         def randrange(self, end):
-            return (translation.datetime.date(1987, 3, 3) - translation.datetime.date(1700, 1, 1)).days
+            return (number_words.datetime.date(1987, 3, 3) - number_words.datetime.date(1700, 1, 1)).days
 
         def random(self):
             return self.chances.pop(0)
 
     in_digits, in_words = Draw(0.1, 0.9), Draw(0.9, 0.1)
     french = "trois mars mille neuf cent quatre-vingt-sept"
-    assert translation.date_pair(in_digits) == ("the third of March 1987", f"le {french}")
-    assert translation.date_pair(in_words) == (
+    assert number_words.date_pair(in_digits) == ("the third of March 1987", f"le {french}")
+    assert number_words.date_pair(in_words) == (
         "Tuesday the third of March nineteen eighty-seven", f"le mardi {french}",
     )  # fmt: skip
 
