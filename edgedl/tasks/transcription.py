@@ -41,7 +41,7 @@ class Transcription(Task):
     the character error rate is reported with it.
 
     Without `folder`, strings of one to three digits, each said by a speaker of its own in noise: 3,200 / 200 / 300 to
-    train, validate and test on. To say nothing has a word error rate of 1, the best word to say always, three, 0.90.
+    train, validate and test on. To say nothing has a word error rate of 1, the best word to say always, three, 0.89.
 
     `folder` is one like those of LibriSpeech (V. Panayotov et al., 2015), files of transcripts `*.trans.txt` with WAV
     files beside them, in folders `train*`, `dev*` and `test*` or in one, which is then divided; or one like Speech
