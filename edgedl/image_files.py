@@ -54,9 +54,16 @@ def mask(file: Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
     return labels
 
 
-def _from_array(values: np.ndarray) -> Image:
-    from PIL import Image
+def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A grey image (H, W) uint8 at another size, (height, width), between pixels by straight lines."""
+    return values if values.shape == size else np.asarray(_from_array(values).resize(size[::-1], resample=2))
 
+
+def _from_array(values: np.ndarray) -> Image:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise MissingPackage("resizing images needs pillow: pip install 'edgedl[hub]'") from error
     return Image.fromarray(values)
 
 

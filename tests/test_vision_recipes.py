@@ -273,3 +273,48 @@ def test_radiographs_refuses_bad_folders(tmp_path):
         file.unlink()
     assert "ill: no images in it" in refusal(task)
     assert "gone: no such folder" in refusal(Xray(folder=str(tmp_path / "gone")))
+
+
+def write_medmnist(file: Path, **changes: np.ndarray) -> Xray:
+    arrays = {}
+    for seed, (part, num) in enumerate((("train", 12), ("val", 4), ("test", 6))):
+        pictures = [noise(28, 28, seed=100 * seed + index) for index in range(num)]
+        arrays[f"{part}_images"] = np.stack(pictures).astype(np.uint8)
+        arrays[f"{part}_labels"] = np.arange(num, dtype=np.uint8)[:, None] % 2
+    np.savez_compressed(file, **(arrays | changes))
+    return Xray(file=str(file), size=32)
+
+
+def test_radiographs_are_read_from_a_file_of_medmnist(tmp_path):
+    task = write_medmnist(tmp_path / "pneumoniamnist.npz")
+    assert [len(task.arrays(split)["label"]) for split in ("train", "calibration", "validation", "test")] == [
+        12,
+        12,
+        4,
+        6,
+    ]
+    batch = task.arrays("test")
+    assert batch["image"].shape == (6, 1, 32, 32)
+    assert batch["label"].tolist() == [0, 1, 0, 1, 0, 1]
+    whole = task.model_copy(update={"size": 28}).arrays("validation")["image"]
+    np.testing.assert_allclose(whole[2, 0], noise(28, 28, seed=102) / np.float32(255), atol=1e-7)
+
+
+def test_damaged_files_of_medmnist_are_named(tmp_path):
+    file = tmp_path / "odd.npz"
+    assert "odd.npz: cannot be read: No such file" in refusal(Xray(file=str(file)))
+    assert "odd.npz: test_labels has the labels [2]; 0 and 1 are needed, and both" in refusal(
+        write_medmnist(file, test_labels=np.full((6, 1), 2, np.uint8))
+    )
+    assert "test_images is uint8 (6, 28, 28, 3)" in refusal(
+        write_medmnist(file, test_images=np.zeros((6, 28, 28, 3), np.uint8))
+    )
+    file.write_bytes(file.read_bytes()[:100])
+    assert "odd.npz: cannot be read as an .npz file of arrays" in refusal(Xray(file=str(file)))
+    np.savez(file, train_images=np.zeros(3))
+    assert "odd.npz: no array train_labels" in refusal(Xray(file=str(file)))
+    np.savez(file, train_images=np.array([{}], object), train_labels=np.zeros(1))
+    assert "odd.npz: cannot be read as an .npz file of arrays: Object arrays cannot be loaded" in refusal(
+        Xray(file=str(file))
+    )
+    assert "folder and file are both given" in refusal(Xray(file=str(file), folder=str(tmp_path)))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
@@ -32,10 +33,13 @@ class Xray(Classification):
     with ribs and vessels across them, heart, spine and noise, and in one lung a round shadow without an edge. The area
     under the ROC curve is 0.5 by chance, and 0.52 for the brightest 9x9 pixels of an image. With `folder`, two
     folders of image files in it, the classes in the order of their names; or `train` and `test`, each with these two.
+    With `file`, an .npz file of MedMNIST of two classes, such as pneumoniamnist.npz, and its own splits.
+    Source of the format: J. Yang et al., MedMNIST v2, 2023.
     """
 
     use: str = "xray"
     folder: str | None = None
+    file: str | None = None
     size: int = Field(default=128, ge=32)
     num_classes: ClassVar[int] = 2
     metric: ClassVar[Metric] = Metric(name="AUROC", unit="fraction", higher_is_better=True)
@@ -45,6 +49,8 @@ class Xray(Classification):
         return (1, self.size, self.size)
 
     def class_name(self, label: int) -> str:
+        if self.file is not None:
+            return str(label)
         if self.folder is None:
             return ("no lesion", "lesion")[label]
         root = Path(self.folder)
@@ -52,6 +58,10 @@ class Xray(Classification):
 
     def arrays(self, split: Split) -> Batch:
         """`image` (N, 1, size, size) float32 in [0, 1] and `label` (N,) int64. Raises `DataError`."""
+        if self.file is not None:
+            if self.folder is not None:
+                raise DataError("xray: folder and file are both given; only one of them can be read")
+            return _of_medmnist(Path(self.file), self.size, split)
         if self.folder is None:
             return labelled("xray", "the drawings", split, partial(_drawn, self.size), VALIDATION_SHARE)
         return labelled("xray", self.folder, split, partial(_read, self.folder, self.size), VALIDATION_SHARE)
@@ -108,6 +118,34 @@ def _read(folder: str, size: int, part: str) -> tuple[np.ndarray, np.ndarray]:
     if len(set(labels.tolist())) < 2:
         raise DataError(f"{root}: all {part} images are of class {classes[labels[0]].name}; there are too few")
     return np.concatenate([image_files.picture(file, (1, size, size)) for file, _ in chosen]), labels
+
+
+@lru_cache(maxsize=4)
+def _of_medmnist(file: Path, size: int, split: Split) -> Batch:
+    part = {"validation": "val", "calibration": "train"}.get(split, split)
+    keys = f"{part}_images", f"{part}_labels"
+    try:
+        with np.load(file) as arrays:
+            lacking = [key for key in keys if key not in arrays.files]
+            if lacking:
+                raise DataError(
+                    f"{file}: no array {lacking[0]}; files of MedMNIST have images and labels of each split"
+                )
+            images, labels = arrays[keys[0]], arrays[keys[1]]
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"{file}: cannot be read as an .npz file of arrays: {error}") from error
+    if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != (len(images), 1):
+        raise DataError(
+            f"{file}: {keys[0]} is {images.dtype} {images.shape} and {keys[1]} {labels.shape}; "
+            "grey images (N, H, W) uint8 and labels (N, 1) are needed"
+        )
+    if len(images) == 0 or set(np.unique(labels)) != {0, 1}:
+        raise DataError(f"{file}: {keys[1]} has the labels {np.unique(labels).tolist()}; 0 and 1 are needed, and both")
+    num = 512 if split == "calibration" else len(images)
+    resized = np.stack([image_files.resized(image, (size, size)) for image in images[:num]])
+    return {"image": resized[:, None].astype(np.float32) / 255, "label": labels[:num, 0].astype(np.int64)}
 
 
 def _divided(root: Path) -> bool:
