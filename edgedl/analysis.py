@@ -72,7 +72,7 @@ def analyze(
     reference = measure.evaluate(TorchSession(net, task), task, "validation", NUM_SAMPLES)
     quantized = _quantize_each(net, task, recipe.targets[0], found, reference)
     pruned = _prune_each(net, task, found, ratio)
-    shares = {entry.name: _shares(entry, net, ran, found) for entry in measured}
+    shares = {entry.name: _shares(entry, ran, found) for entry in measured}
     return {
         "schema": SCHEMA,
         "edgedl": __version__,
@@ -129,14 +129,12 @@ def _target(entry: Measured, shares: attribution.Shares | None) -> dict[str, Any
     }
 
 
-def _shares(
-    entry: Measured, net: nn.Module, ran: Mapping[str, int], found: Sequence[Layer]
-) -> attribution.Shares | None:
+def _shares(entry: Measured, ran: Mapping[str, int], found: Sequence[Layer]) -> attribution.Shares | None:
     """How the time divides among layers; None without times, or without the file that tells whose an operator is."""
     if entry.file is None:
         return None
     if entry.file.suffix == ".tflite":
-        return attribution.shares(entry.operators, found, attribution.by_module_names(net, ran))
+        return attribution.shares(entry.operators, found, attribution.by_paths(ran))
     nodes = next(iter(sorted(entry.file.parent.glob("*.onnx"))), None)
     return attribution.shares(entry.operators, found, attribution.by_nodes(nodes, found)) if nodes else None
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from edgedl.counting import Layer, inside
-
-if TYPE_CHECKING:
-    from torch import nn
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where PyTorch's exporter tells in an ONNX node which modules made it."""
@@ -67,34 +64,15 @@ def shares(operators: Sequence[Mapping[str, Any]], layers: Sequence[Layer], made
     return Shares(total, {path: share for path, share in found.items() if path is not None}, other, others)
 
 
-def by_module_names(net: nn.Module, ran: Collection[str]) -> Made:
-    """For TFLite files: litert-torch joins the classes and names of the modules that called each other."""
-    from edgedl.recurrent import LAYERS, OpenRecurrent
+def by_paths(ran: Mapping[str, object]) -> Made:
+    """For TFLite files, whose operators bear the paths of the modules that made them, each with a semicolon behind.
 
-    known: dict[str, list[str]] = {}
-    chains: dict[str, str] = {}
-    for path in ran:
-        module = net.get_submodule(path)
-        kind = OpenRecurrent if type(module) in LAYERS else type(module)
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        if path:
-            parent, _, own = path.rpartition(".")
-            name = f"{chains[inside(parent, chains) or '']}/{name}_{own}"  # a list of modules is never called itself
-        chains[path] = name
-        known.setdefault(name, []).append(path)
-    seen: dict[tuple[str, str], int] = {}
+    `ran` has the paths of all modules that run; inside a recurrent layer that is written out there are more.
+    """
 
     def made(name: str, kind: str) -> list[str]:
-        parts = []
-        for part in re.split(r";+", name):
-            while part and part not in known:  # inside a recurrent layer that was written out
-                part = part.rpartition("/")[0]
-            parts += [part] if part else []
-        if not parts:
-            return []
-        # Modules of two lists bear the same names, and come in their order.
-        count = seen[parts[-1], kind] = seen.get((parts[-1], kind), -1) + 1
-        return [known[part][min(count, len(known[part]) - 1)] for part in parts]
+        paths = (inside(path, ran) for path in name.rpartition(";")[0].split(";"))
+        return [path for path in paths if path]
 
     return made
 

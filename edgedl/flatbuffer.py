@@ -64,7 +64,7 @@ class Flatbuffer:
         self.main.operators = operators
 
     def name(self, operator: Any) -> str:
-        """That of its first output, in which litert-torch keeps the layer's path."""
+        """That of its first output, which has the paths of the modules that made it."""
         name: bytes = self.tensors[operator.outputs[0]].name
         return name.decode("utf-8", "replace")
 
@@ -194,6 +194,8 @@ class Flatbuffer:
             for entry in (*signature.inputs, *signature.outputs):
                 entry.tensorIndex = place[entry.tensorIndex]
         holders = [tensor for subgraph in self.model.subgraphs for tensor in subgraph.tensors]
+        for tensor in holders:
+            tensor.buffer = tensor.buffer if self.constant(tensor) else 0  # the empty one, which all can share
         holders += self.model.metadata or []
         kept = sorted({0} | {holder.buffer for holder in holders})
         new_buffer = {old: new for new, old in enumerate(kept)}
@@ -202,11 +204,17 @@ class Flatbuffer:
             holder.buffer = new_buffer[holder.buffer]
 
     def pack(self) -> bytes:
-        """The file's content."""
+        """The file's content. Equal grids and options are written once: steps of a recurrent layer have the same."""
         import flatbuffers
 
+        model = copy.copy(self.model)
+        written: dict[Any, int] = {}
+        model.subgraphs = [copy.copy(subgraph) for subgraph in model.subgraphs]
+        for subgraph in model.subgraphs:
+            subgraph.tensors = [_with_shared(tensor, "quantization", written) for tensor in subgraph.tensors]
+            subgraph.operators = [_with_shared(each, "builtinOptions", written) for each in subgraph.operators]
         builder = flatbuffers.Builder(1024)
-        builder.Finish(self.model.Pack(builder), file_identifier=IDENTIFIER)
+        builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
         return bytes(builder.Output())
 
 
@@ -266,6 +274,37 @@ class Builder:
         made = copy.copy(operator)
         made.inputs, made.outputs = list(inputs), list(outputs)
         self.subgraph.operators.append(made)
+
+
+class _Shared:
+    """A part of a file that is written at its first place only; others point there."""
+
+    def __init__(self, part: Any, written: dict[Any, int]) -> None:
+        self.part, self.written = part, written
+
+    def Pack(self, builder: Any) -> int:
+        key = _content(self.part)
+        if key not in self.written:
+            self.written[key] = self.part.Pack(builder)
+        return self.written[key]
+
+
+def _with_shared(holder: Any, field: str, written: dict[Any, int]) -> Any:
+    part = getattr(holder, field)
+    if part is None:
+        return holder
+    made = copy.copy(holder)
+    setattr(made, field, _Shared(part, written))
+    return made
+
+
+def _content(part: Any) -> Any:
+    """What tells objects of the schema apart, hashable."""
+    if isinstance(part, np.ndarray | list):
+        return tuple(_content(each) for each in part)
+    if hasattr(part, "Pack"):
+        return type(part).__name__, *((name, _content(value)) for name, value in sorted(vars(part).items()))
+    return part
 
 
 def _names(codes: Any) -> dict[int, str]:

@@ -235,7 +235,7 @@ def test_time_goes_to_the_layers_that_took_it(name, tmp_path):
     inputs = (torch.randn(2, 8, 10, 10),)
     layers = counting.layers(net, inputs)
     if name == "tflite":
-        made = attribution.by_module_names(net, counting.macs_of_modules(net, inputs))
+        made = attribution.by_paths(counting.macs_of_modules(net, inputs))
     else:
         made = attribution.by_nodes(artifact.file, layers)
     found = attribution.shares(operators, layers, made)

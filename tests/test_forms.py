@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import platform
 from collections.abc import Callable
@@ -299,6 +300,42 @@ def test_dynamic_tflite_files_use_hybrid_kernels_where_they_are_fast(built):
     convolution, depthwise = ("CONV_2D", types.INT8), ("DEPTHWISE_CONV_2D", types.FLOAT32)
     assert weights == [convolution, convolution, depthwise, convolution, convolution]
     assert len(graph.dequantized_constants()) == 1
+
+
+@pytest.mark.parametrize("form", [None, "int8 dynamic", "fp16"])
+def test_tflite_files_name_tensors_by_the_paths_of_modules(form, built):
+    _, artifact = built("image", "tflite", form)
+    graph = Flatbuffer(artifact.file.read_bytes())
+    layers = {
+        path
+        for operator in graph.operators
+        if "CONV" in graph.kind(operator)
+        for path in graph.name(operator).rpartition(";")[0].split(";")
+    }
+    paths = {name for name, _ in NETWORKS["image"][0].named_modules()}
+    assert len(layers) >= 5
+    assert layers - {""} <= paths
+
+
+def test_packing_writes_equal_grids_once_and_loses_nothing(built):
+    _, artifact = built("recurrent", "tflite", "int8 dynamic")
+    before = Flatbuffer(artifact.file.read_bytes())
+    once = before.pack()
+    before.main.tensors = [copy.deepcopy(tensor) for tensor in before.tensors]
+    for index, tensor in enumerate(before.tensors):
+        if tensor.quantization is not None:
+            tensor.quantization.zeroPoint = [index]  # now every grid is another
+    apart, again = before.pack(), Flatbuffer(once)
+    original = Flatbuffer(artifact.file.read_bytes())
+    assert len(once) < len(apart)
+    indices = range(len(original.tensors))
+    assert [again.form(index) for index in indices] == [original.form(index) for index in indices]
+    assert [again.constant(tensor) for tensor in again.tensors] == [
+        original.constant(tensor) for tensor in original.tensors
+    ]
+    assert [again.kind(operator) for operator in again.operators] == [
+        original.kind(operator) for operator in original.operators
+    ]
 
 
 def test_what_is_stored_in_half_is_all_weights_and_biases(built):

@@ -20,7 +20,7 @@ from edgedl.core import Exhibit, MissingPackage
 from edgedl.report import exhibits, labels, words
 from edgedl.report.page import write_page
 from tests import sample_report
-from tests.sample_report import LITERT_LAYER, METRIC
+from tests.sample_report import METRIC
 
 HOSTILE = """</script><script>alert(1)</script>"'><img src=x onerror=alert(1)><b>{{ 7 * 7 }}%{x}&lt;""" + "x" * 80
 STRUCTURE = ("status", "ship", "unit", "slower", "verdict", "sha256")
@@ -261,10 +261,10 @@ def test_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [
-        (f"{LITERT_LAYER}.conv.Conv2d_conv1;2", "RESHAPE", "RESHAPE · conv1"),
-        (f"{LITERT_LAYER}.conv.Conv2d_0;", "CONV_2D", "CONV_2D · Conv2d_0"),
-        (f"{LITERT_LAYER}.activation.ReLU_relu2;;{LITERT_LAYER}.conv.Conv2d_c2;1", "CONV_2D", "CONV_2D · relu2 + c2"),
-        ("edgedl.targets.tflite._named.<locals>.Named;6", "RESHAPE", "RESHAPE"),
+        ("stem.conv1;2", "RESHAPE", "RESHAPE · stem.conv1"),
+        ("0;1", "CONV_2D", "CONV_2D · 0"),
+        ("relu2;;c2;1", "CONV_2D", "CONV_2D · relu2 + c2"),
+        ("flatten;", "FLATTEN", "FLATTEN"),
         ("tfl.quantize", "QUANTIZE", "QUANTIZE"),
         ("serving_default_logits_output", "DEQUANTIZE", "DEQUANTIZE · logits_output"),
         ("node_conv2d_token_15", "QLinearConv", "QLinearConv · conv2d"),

@@ -12,10 +12,10 @@ from typing import Any
 from edgedl import stats
 from edgedl.report.terminal import NONE, milliseconds
 
-PYTORCH_PATH = re.compile(r"(?:[\w<>]+\.)+([A-Z]\w*)")
-"""What litert-torch calls a layer: the dotted class of the module, and behind it the module's name."""
 EXPORTER_MARKS = re.compile(r"^(fused )?(node_|serving_default_|tfl\.|__myl_)|((_token_\d+)|_nchwc|_myl\d+_\d+)+$")
 """What exporters and runtimes put around a name."""
+NUMBER = re.compile(r"(?<=;)\d+$")
+"""What tells a layer's operators in a TFLite file apart."""
 MAX_OPERATOR_LABEL = 30
 
 
@@ -98,7 +98,8 @@ def settings(part: Mapping[str, Any]) -> str:
 
 def operator_label(name: str, kind: str) -> str:
     """A short name for an operator, beginning with its kind: "CONV_2D · relu2 + conv2"."""
-    layers = list(dict.fromkeys(layer for part in re.split(r";+|\s\+\s", name) if (layer := _layer(part, kind))))
+    named = NUMBER.sub("", name)
+    layers = list(dict.fromkeys(layer for part in re.split(r";+|\s\+\s", named) if (layer := _layer(part, kind))))
     return shortened(" · ".join([kind, " + ".join(layers)] if layers else [kind]), MAX_OPERATOR_LABEL)
 
 
@@ -108,13 +109,9 @@ def shortened(text: str, length: int) -> str:
 
 
 def _layer(part: str, kind: str) -> str:
-    """The layer's own name in one part of an operator's; empty where it says no more than the kind."""
-    last = part.strip().rsplit("/", 1)[-1]
-    if module := PYTORCH_PATH.fullmatch(last):
-        _, _, last = module[1].partition("_")
-        last = module[1] if last.isdigit() else last
-    last = EXPORTER_MARKS.sub("", EXPORTER_MARKS.sub("", last))
-    return "" if last.isdigit() or _letters(last) == _letters(kind) else last
+    """The layer's path or name in one part of an operator's; empty where it says no more than the kind."""
+    name = EXPORTER_MARKS.sub("", EXPORTER_MARKS.sub("", part.strip().rsplit("/", 1)[-1]))
+    return "" if _letters(name) == _letters(kind) else name
 
 
 def _letters(text: str) -> str:

@@ -15,6 +15,8 @@ from edgedl.litert import LiteRTSession
 from edgedl.quantize.schemes import LITERT, STATIC_FORMS, Form, Scheme
 
 if TYPE_CHECKING:
+    import torch
+
     from edgedl.flatbuffer import Flatbuffer
 
 MIN_HALVED = 16
@@ -162,13 +164,15 @@ def _store_in_half(graph: Flatbuffer) -> None:
 
 @contextmanager
 def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]:
-    """Makes the converter take the graph's quantization as it stands, and the task's names for inputs and outputs.
+    """Makes the converter take the graph's quantization as it stands, the task's names, and modules' paths as names.
 
     In its default mode litert-torch leaves float kernels between Q/DQ pairs; in the modes that its
     public options reach it makes scales of its own where it finds none, and int8 inputs and outputs.
     The strict mode does neither. No public option reaches it, nor the names, hence the substitution.
+    It calls a tensor by the classes of all modules around it, which can take up a third of a small file.
     """
     from litert_torch._convert import litert_converter
+    from litert_torch.backend import debuginfo
 
     api = litert_converter.converter_api_ext
 
@@ -186,11 +190,18 @@ def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]
         def set_signature(operation: Any, *, signature_name: str, **_: Any) -> None:
             api.set_signature(operation, signature_name=signature_name, input_names=inputs, output_names=outputs)
 
-    litert_converter.converter_api_ext = Ours()
+    by_classes = debuginfo.build_mlir_debuginfo
+    litert_converter.converter_api_ext, debuginfo.build_mlir_debuginfo = Ours(), _module_path
     try:
         yield
     finally:
-        litert_converter.converter_api_ext = api
+        litert_converter.converter_api_ext, debuginfo.build_mlir_debuginfo = api, by_classes
+
+
+def _module_path(node: torch.fx.Node) -> str | None:
+    """The innermost module that a node was made in; behind the semicolon the converter adds numbers and more paths."""
+    around = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return f"{around[-1]};" if around and around[-1] else None
 
 
 @contextmanager
