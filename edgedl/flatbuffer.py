@@ -204,17 +204,19 @@ class Flatbuffer:
             holder.buffer = new_buffer[holder.buffer]
 
     def pack(self) -> bytes:
-        """The file's content. Equal grids and options are written once: steps of a recurrent layer have the same."""
+        """The file's content. Equal vectors are written once, such as the zero points of all layers of a width."""
         import flatbuffers
 
-        model = copy.copy(self.model)
-        written: dict[Any, int] = {}
-        model.subgraphs = [copy.copy(subgraph) for subgraph in model.subgraphs]
-        for subgraph in model.subgraphs:
-            subgraph.tensors = [_with_shared(tensor, "quantization", written) for tensor in subgraph.tensors]
-            subgraph.operators = [_with_shared(each, "builtinOptions", written) for each in subgraph.operators]
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+        class Sharing(flatbuffers.Builder):  # type: ignore[misc]
+            def CreateNumpyVector(self, values: np.ndarray) -> int:
+                key = values.dtype.str, values.tobytes()
+                if key not in written:
+                    written[key] = super().CreateNumpyVector(values)
+                return written[key]
+
+        written: dict[tuple[str, bytes], int] = {}
+        builder = Sharing(1024)
+        builder.Finish(self.model.Pack(builder), file_identifier=IDENTIFIER)
         return bytes(builder.Output())
 
 
@@ -274,37 +276,6 @@ class Builder:
         made = copy.copy(operator)
         made.inputs, made.outputs = list(inputs), list(outputs)
         self.subgraph.operators.append(made)
-
-
-class _Shared:
-    """A part of a file that is written at its first place only; others point there."""
-
-    def __init__(self, part: Any, written: dict[Any, int]) -> None:
-        self.part, self.written = part, written
-
-    def Pack(self, builder: Any) -> int:
-        key = _content(self.part)
-        if key not in self.written:
-            self.written[key] = self.part.Pack(builder)
-        return self.written[key]
-
-
-def _with_shared(holder: Any, field: str, written: dict[Any, int]) -> Any:
-    part = getattr(holder, field)
-    if part is None:
-        return holder
-    made = copy.copy(holder)
-    setattr(made, field, _Shared(part, written))
-    return made
-
-
-def _content(part: Any) -> Any:
-    """What tells objects of the schema apart, hashable."""
-    if isinstance(part, np.ndarray | list):
-        return tuple(_content(each) for each in part)
-    if hasattr(part, "Pack"):
-        return type(part).__name__, *((name, _content(value)) for name, value in sorted(vars(part).items()))
-    return part
 
 
 def _names(codes: Any) -> dict[int, str]:
