@@ -23,8 +23,8 @@ from edgedl.report.terminal import figure_changes
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "families.json"
 DOCUMENT = HERE.parent / "docs" / "recipes.md"
-SOURCES = ("folder", "file", "csv", "hub")
-"""Keys of tasks that name data of one's own."""
+SOURCES = (("folder",), ("file",), ("csv",), ("hub",), ("edges", "features"), ("environment",))
+"""Keys of tasks that name, together, data of one's own."""
 LARGER = {"digits": "mnist", "scenes": "cifar10"}
 """Tasks with real data of the same shape as one that has embedded data alone."""
 
@@ -114,10 +114,9 @@ def _about(part: Part) -> str:
 def _real(task: Part) -> str:
     """How a recipe is told to take data of one's own."""
     use = LARGER.get(task.use, task.use)
-    keys = [key for key in SOURCES if key in plugins.load("tasks", use).model_fields]
-    if not keys:
-        return "none"
-    return " or ".join(f'`task = {{ use = "{use}", {key} = "..." }}`' for key in keys)
+    fields = plugins.load("tasks", use).model_fields
+    sources = [", ".join(f'{key} = "..."' for key in keys) for keys in SOURCES if fields.keys() >= set(keys)]
+    return " or ".join(f'`task = {{ use = "{use}", {source} }}`' for source in sources) or "none"
 
 
 if __name__ == "__main__":

@@ -303,4 +303,5 @@ def test_the_document_tells_how_to_take_real_data():
     assert all(f"\n### {name}\n" in text for name in recipe.names())
     assert '`task = { use = "mnist", folder = "..." }` or `task = { use = "mnist", hub = "..." }`' in text
     assert '`task = { use = "text", folder = "..." }` or `task = { use = "text", csv = "..." }`' in text
+    assert "Real data: none" not in text
     assert "not measured yet" in text
