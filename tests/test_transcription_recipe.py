@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgedl.core import DataError
 from edgedl.models.conv_recurrent import ConvRecurrent
 from edgedl.tasks import transcription
 from edgedl.tasks.transcription import LETTERS, Transcription
@@ -98,6 +99,22 @@ def test_transcripts_are_read_from_files_beside_recordings(divided, tmp_path):
     assert sizes == (dict.fromkeys(sizes, NUM) if divided else {"train": 8, "validation": 2, "test": 2})
     assert set(transcription._texts(task.arrays("train")["text"])) == {"don't stop", "go and don't stop"}
     assert task.arrays("train")["frames"].shape[1:] == task.inputs["frames"].shape
+
+
+@pytest.mark.parametrize("missing", ["train-clean-100", "dev-clean", "test-clean"])
+def test_a_split_without_its_folder_is_named_and_never_drawn_from_the_others(missing, tmp_path):
+    parts = {"train-clean-100": "train", "dev-clean": "validation", "test-clean": "test"}
+    folder = books(tmp_path, tuple(part for part in parts if part != missing))
+    (folder / f"{missing}.txt").touch()  # a file is no folder
+    task = Transcription(folder=str(folder), seconds=0.8)
+    for part, split in parts.items():
+        if part != missing:
+            assert len(task.arrays(split)["text"]) == NUM
+    with pytest.raises(DataError) as caught:
+        task.arrays(parts[missing])
+    pattern, others = f"{missing.split('-')[0]}*", ", ".join(part for part in parts if part != missing)
+    said = f"no *.trans.txt for the {parts[missing]} split, in a folder {pattern}; there are: {others}"
+    assert str(caught.value) == f"{folder}: {said}"
 
 
 def test_words_are_transcripts_of_their_folders(tmp_path):

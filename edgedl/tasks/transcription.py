@@ -44,7 +44,7 @@ class Transcription(Task):
     train, validate and test on. To say nothing has a word error rate of 1, the best word to say always, three, 0.89.
 
     `folder` is one like those of LibriSpeech (V. Panayotov et al., 2015), files of transcripts `*.trans.txt` with WAV
-    files beside them, in folders `train*`, `dev*` and `test*` or in one, which is then divided; or one like Speech
+    files beside them, in folders `train*`, `dev*` and `test*`, or in none such, and then divided; or one like Speech
     Commands, a folder of WAV files for each word. What is longer than `seconds` is left out.
     """
 
@@ -151,9 +151,16 @@ def _read(folder: str, seconds: float, hop: int, mels: int, split: Split) -> Utt
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; recordings have to be there")
     if any(root.rglob("*.trans.txt")):
-        divided = any(root.glob(pattern) for pattern in PARTS.values()) and [*root.glob(PARTS[split])]
-        pairs = [pair for part in (divided or [root]) for pair in _transcribed(part)]
-        pairs = pairs if divided else [pairs[index] for index in splits.chosen(len(pairs), split, folder)]
+        parts = {name: _folders(root, pattern) for name, pattern in PARTS.items()}
+        if any(parts.values()):
+            pairs = [pair for part in parts[split] for pair in _transcribed(part)]
+            if not pairs:  # never from the other parts: their recordings are for other splits
+                there = ", ".join(part.name for found in parts.values() for part in found)
+                raise DataError(f"{root}: no *.trans.txt for the {split} split, in a folder {PARTS[split]}; "
+                                f"there are: {there}")  # fmt: skip
+        else:
+            pairs = [*_transcribed(root)]
+            pairs = [pairs[index] for index in splits.chosen(len(pairs), split, folder)]
     else:
         names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("_"))
         pairs = [(file, _spelt(name, str(root / name))) for name in names
@@ -166,6 +173,10 @@ def _read(folder: str, seconds: float, hop: int, mels: int, split: Split) -> Utt
     if not short:
         raise DataError(f"{root}: none of the {len(pairs)} recordings of the {split} split ends within {seconds} s")
     return speech.log_mel(np.stack([values for values, _ in short]), hop, mels), [text for _, text in short]
+
+
+def _folders(root: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in root.glob(pattern) if path.is_dir())
 
 
 def _transcribed(folder: Path) -> Iterator[tuple[Path, str]]:
