@@ -7,7 +7,7 @@ import re
 import sys
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
@@ -175,10 +175,18 @@ def _part(kind: plugins.Kind, entry: Any, location: Location, text: str, file: P
         found = plugins.load(kind, entry["use"])
     except UsageError as error:
         raise RecipeError(f"{_place(file, text, (*location, 'use'))}: {error}") from error
-    for key, kind in NESTED.items():
-        if key in entry and key in found.model_fields:  # by itself first, so that an error says where in it
-            _part(kind, entry[key], (*location, key), text, file)
+    for key, inner in NESTED.items():
+        field = found.model_fields.get(key)
+        if key in entry and field and _holds(field.annotation, plugins.BASES[inner]):
+            _part(inner, entry[key], (*location, key), text, file)  # by itself first: an error says where in it
     return cast("Part", _validated(found, entry, location, text, file))
+
+
+def _holds(annotation: Any, base: type[Part]) -> bool:
+    """Whether a field is for a part: one of somebody's own may have the name and be something else."""
+    if isinstance(annotation, type):
+        return issubclass(annotation, base)
+    return any(_holds(argument, base) for argument in get_args(annotation))
 
 
 def _validated(model: type[BaseModel], table: Any, location: Location, text: str, file: Path) -> BaseModel:

@@ -189,6 +189,37 @@ def test_the_line_is_that_of_the_very_key_however_often_its_name_occurs(text, ol
     assert refusal(changed(text, old, new)).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("inner", "line", "said"),
+    [
+        ('student = { use = "transformer", widht = 64 }', 2, "student.widht: unknown key; did you mean width?"),
+        ('student = { use = "transformer", width = -64 }', 2, "student.width: Input should be greater than 0, not -64"),
+        ('student = { use = "mlp", widths = [8,\n 0] }', 2, "student.widths[1]: Input should be greater than 0, not 0"),
+        ('student = { use = "mpl" }', 2, "student.use: no models named 'mpl'; did you mean mlp?"),
+        ('student = { width = 64 }', 2, 'student: needs a table with use = "...", one of: autoencoder, cnn'),
+        ('student.use = "mlp", student.width = 8', 2, "student.width: unknown key; did you mean widths?"),
+        ('target = { use = "tflite", thread = 2 }', 1, "target.thread: unknown key; did you mean threads?"),
+        ('target = { use = "tflite", threads = 0 }', 1, "target.threads: Input should be greater than 0, not 0"),
+        ('target = "tflite"', 1, 'target: needs a table with use = "...", one of: onnxruntime'),
+        ('layers = [["a", "b"],\n ["c", 3]]', 2, "layers[1][1]: Input should be a valid string, not 3"),
+        ('corrections = ["headrom"]', 3, "corrections: no correction named 'headrom'; did you mean headroom?"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_inside_a_step_has_its_line_and_its_whole_path(inner, line, said):
+    steps = ['{ use = "train", epochs = 1 }', '{ use = "prune", ratio = 0.5 }',
+             '{ use = "distill", weight = 0.5 }', '{ use = "quantize", method = "ptq" }']  # fmt: skip
+    steps[line] = f"{steps[line].removesuffix(' }')},{inner} }}"
+    rest = {key: value for key, value in MINIMAL.items() if key != "steps"}
+    text = "steps = [\n" + ",\n".join(steps) + ",\n]\n" + document(rest)
+    assert refusal(text).startswith(f"own.toml:{line + 2}: steps[{line}].{said}")
+
+
+def test_a_part_inside_a_table_of_its_own_has_its_line():
+    wrong = '[[steps]]\nuse = "distill"\n[steps.student]\nuse = "transformer"\n# width\nwidht = 64\n\n[[targets]]'
+    message = refusal(TABLES.replace("[[targets]]", wrong, 1))
+    assert message.startswith("own.toml:32: steps[3].student.widht: unknown key; did you mean width?")
+
+
 def test_an_entry_without_use_has_its_own_line():
     for old, line, index in (('use = "train", epochs = 3', 7, 0), ('use = "train", epochs = 2', 8, 1)):
         message = refusal(changed(INLINE, old, old.removeprefix('use = "train", ')))
@@ -355,6 +386,10 @@ class Deep(Network):
     other: Schedule | None = None
     several: list[Schedule] = []
 
+class Aimed(Step):
+    use: str = "aimed"
+    target: str = "price"
+
 class NoPart:
     pass
 """
@@ -380,6 +415,8 @@ def test_a_class_of_ones_own_stands_where_a_plugin_does(own_module):
     assert (type(model).__name__, model.depth, model.several[0].warm_up) == ("Deep", 3, 2)
     assert model.use == "own_package.nets:Deep"
     assert valid(tomllib.loads(own_module('use = "own_package.nets:Deep", depth = 3')), schema())
+    text = own_module('use = "mlp"').replace('"use" = "train"', 'use = "own_package.nets:Aimed", target = "size"')
+    assert parse(text).steps[0].target == "size"  # whose name only is that of a part inside a part
 
 
 @pytest.mark.parametrize(
