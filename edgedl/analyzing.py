@@ -29,6 +29,7 @@ def of_recipe(recipe: Recipe, source: str, root: Path, ratio: float, fresh: bool
     `source` is the recipe's text. Raises `UsageError` before anything expensive, and whatever a step raises.
     """
     _check(recipe)
+    stages.check(recipe)
     run = Run.create(recipe, source, root)
     with progress.diverted(run.log):
         steps = recipe.steps[: _num_float_steps(recipe)]

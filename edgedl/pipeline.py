@@ -30,6 +30,7 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     baseline = task.baseline
     for step in recipe.steps:
         step.sources()
+    stages.check(recipe)
     run = Run.create(recipe, source, root)
     with progress.diverted(run.log):
         variants = stages.apply_steps(recipe, run, root, fresh)

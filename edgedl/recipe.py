@@ -99,6 +99,17 @@ def names() -> list[str]:
     return sorted(file.stem for file in folder().glob("*.toml"))
 
 
+def pairs() -> dict[tuple[str, str], str]:
+    """Tasks and models, students among them, that a shipped recipe has together, and the first such recipe."""
+    found: dict[tuple[str, str], str] = {}
+    for name in names():
+        table = tomllib.loads(find(name).read_text(encoding="utf-8"))
+        students = (step["student"] for step in table["steps"] if "student" in step)
+        for model in (table["model"], *students):
+            found.setdefault((table["task"]["use"], model["use"]), name)
+    return found
+
+
 def find(name: str) -> Path:
     """The file of a shipped recipe, or of a path. Raises `UsageError` with the nearest names."""
     if name.endswith(".toml") or "/" in name:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgedl import files, graphs, progress, sparsity, training
+from edgedl import files, graphs, progress, sparsity, suitability, training
+from edgedl import recipe as recipes
 from edgedl import run as runs
 from edgedl.core import Model, Split, Step, Task, UsageError, graphs_of
 from edgedl.ladder import Rung, rung
@@ -45,6 +46,28 @@ class Variant:
         """The same network in one form of several, under the form's name."""
         model = replace(self.model, quantization=plan)
         return replace(self, name=name.replace(" ", "-"), model=model, one_of_several=True)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises `UsageError` where a network of the recipe, the first or a student, does not suit the task."""
+    networks = [recipe.model, *(recipe.network_after(index) for index in range(len(recipe.steps)))]
+    for index, network in enumerate(networks):
+        if network in networks[:index]:
+            continue
+        if why := suitability.why_unsuited(network, recipe.task):
+            unsuited = f"model {network.label} does not suit task {recipe.task.label}: {why}"
+            raise UsageError(f"{unsuited}; {_suited(network.label, recipe.task.label)}")
+
+
+def _suited(model: str, task: str) -> str:
+    """What goes with a task and with a model, as far as shipped recipes tell."""
+    pairs = recipes.pairs()
+    if (task, model) in pairs:
+        return f"recipe {pairs[task, model]} has them together: compare its settings"
+    models = [f"{other} (recipe {name})" for (of, other), name in pairs.items() if of == task]
+    tasks = [f"{other} (recipe {name})" for (other, of), name in pairs.items() if of == model]
+    said = [f"task {task} goes with model {' or '.join(models)}"] if models else []
+    return "; ".join(said + ([f"model {model} with task {' or '.join(tasks)}"] if tasks else []))
 
 
 def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Variant]:

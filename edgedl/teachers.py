@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgedl import measure, plugins, structure
+from edgedl import measure, plugins, structure, suitability
 from edgedl.core import Batch, Network, Session, Task, UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +87,9 @@ def load(name: str, task: Task) -> Teacher:
     made = json.loads(file.with_name("structure.json").read_text(encoding="utf-8"))
     network = plugins.load("models", made["model"]["use"]).model_validate_json(json.dumps(made["model"]))
     assert isinstance(network, Network)
+    if why := suitability.why_unsuited(network, task):
+        learned = made["task"]["use"]
+        raise UsageError(f"{file}: model {network.label}, of task {learned}, does not suit task {task.use}: {why}")
     net = network.build(task)
     try:
         structure.reshape(net, made["shapes"])
