@@ -536,7 +536,33 @@ def test_a_damaged_report_is_named(edgedl, run_folder, tmp_path, how, damage, sa
     assert the_line(done).startswith(f"edgedl: run/report.json: {said}")
 
 
-# Ctrl-C and a full disk
+# Closed streams, Ctrl-C and a full disk
+
+
+def with_closed(streams: str, folder: Path, *arguments: str) -> CompletedProcess[str]:
+    """The program, started by a shell that closes streams first, as daemons do."""
+    return start(["sh", "-c", f'exec "$@" {streams}', "sh", *command(*arguments)], folder)
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "1>&-", "0<&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_change_no_answer(tmp_path, streams):
+    done = with_closed(streams, tmp_path, "recipes", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert ("1>" in streams and not done.stdout) or json.loads(done.stdout)
+    done = with_closed(streams, tmp_path, "recipes", "show", "nope")
+    assert done.returncode == 2
+    assert ("2>" in streams and not done.stderr) or the_line(done).startswith("edgedl: no recipe named 'nope'; ")
+
+
+def test_a_run_without_streams_is_whole(tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE)
+    done = with_closed("0<&- 1>&- 2>&-", tmp_path, "compress", "--recipe", "small.toml")
+    assert done.returncode == 0
+    (run,) = tmp_path.glob("runs/small/*")
+    assert {row["status"] for row in json.loads((run / "report.json").read_text())["rows"]} <= {"ok", "refused"}
+    for model in run.rglob("model.onnx"):
+        onnx.load(model)  # nothing was written into it that was meant for a terminal
 
 
 def assert_nothing_is_half_written(root: Path) -> None:

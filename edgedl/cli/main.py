@@ -57,6 +57,7 @@ def _options(
 
 def main() -> None:
     """Runs the program; errors that a person can mend are one line on stderr, never a traceback."""
+    _open_closed_streams()
     terminal = os.dup(2)
     try:
         app(standalone_mode=True)
@@ -78,6 +79,19 @@ def main() -> None:
         if not isinstance(error, EdgedlError):
             raise
         _fail(str(error), error.exit_status)
+
+
+def _open_closed_streams() -> None:
+    """Gives what was closed, as by `2>&-`, to nobody: else the next file opened, a model's say, would be stderr."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it takes the lowest number that is free
+        if getattr(sys, name) is None:
+            stream = open(descriptor, mode, closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def _interrupted() -> None:
