@@ -199,8 +199,11 @@ class Task(Part):
         """What a network has to beat to have learned anything; None where that is not known."""
         return None
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
-        """What else the field reports of a whole split, by name; the score alone decides what ships."""
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+        """What else the field reports of the test split, by name; the score alone decides what ships.
+
+        Asked once of each deployed file: `outputs` are what `session` answered to `batch`, the whole split.
+        """
         return {}
 
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:

@@ -37,7 +37,6 @@ class Scored:
     score: float
     samples: int
     decisions: np.ndarray | None
-    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,7 @@ def evaluate(session: Session, task: Task, split: Split, num_samples: int | None
         score=task.score(outputs, arrays),
         samples=len(next(iter(arrays.values()))),
         decisions=task.decisions(outputs),
-        figures=_figures(task, outputs, arrays),
     )
-
-
-def _figures(task: Task, outputs: Batch, arrays: Batch) -> Mapping[str, float]:
-    try:
-        return task.figures(outputs, arrays)
-    except ModuleNotFoundError:  # a device has no library of metrics, and can do without: the score decides
-        return {}
 
 
 def answers(session: Session, task: Task, batches: Iterable[Batch]) -> Batch:

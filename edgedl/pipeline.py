@@ -194,7 +194,9 @@ def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
         else:  # the very ONNX file that the engine was built from, where it can run
             assert entry.artifact.stand_in is not None
             entry.session = open_files(plugins.stand_in(), entry.artifact.stand_in)
-        entry.climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
+        climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
+        entry.figures = task.figures(entry.session, climb.deployed.outputs, task.arrays("test"))
+        entry.climb = climb
         if variant.one_of_several:
             entry.validated = measure.evaluate(entry.session, task, "validation").score
     except EdgedlError as error:

@@ -87,9 +87,9 @@ def test_things_are_found_where_they_are():
     np.testing.assert_allclose([row[:5] for row in second], things[1, :1], atol=1e-3)
     batch = {"things": things}
     assert task.score(outputs, batch) == pytest.approx(1)
-    assert task.figures(outputs, batch)["mAP 50-95"] == pytest.approx(1)
+    assert task.figures(None, outputs, batch)["mAP 50-95"] == pytest.approx(1)
     shifted = outputs | {"boxes": outputs["boxes"] + 1}
-    assert task.figures(shifted, batch)["mAP 50-95"] < 0.9
+    assert task.figures(None, shifted, batch)["mAP 50-95"] < 0.9
     nothing = outputs | {"heat": np.full_like(outputs["heat"], -20)}
     assert task.score(nothing, batch) == 0
 

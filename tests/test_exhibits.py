@@ -119,7 +119,7 @@ def test_a_run_without_exhibits_has_no_section_and_damaged_ones_do_not_hide_the_
 
 
 def entry(variant: str, runs: bool = True) -> Entry:
-    climb = types.SimpleNamespace(deployed=Scored(ANSWERS["float"], 0.1, 360, None, {}))
+    climb = types.SimpleNamespace(deployed=Scored(ANSWERS["float"], 0.1, 360, None))
     artifact = types.SimpleNamespace(status="ok" if runs else "built")
     return Entry(variant, None, artifact, climb=climb)
 

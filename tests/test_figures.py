@@ -27,7 +27,7 @@ def test_f1_is_the_mean_over_classes(tmp_path):
         2 * ((found == kind) & (truth == kind)).sum() / ((found == kind).sum() + (truth == kind).sum())
         for kind in range(3)
     ]
-    assert task.figures({"logits": logits}, {"label": truth}) == {
+    assert task.figures(None, {"logits": logits}, {"label": truth}) == {
         "F1 (macro)": pytest.approx(np.mean(shares), abs=1e-6)
     }
 
@@ -43,7 +43,7 @@ def test_sensitivity_is_that_of_the_best_threshold_that_is_specific_enough():
     )
     for scale in (1, 1000):  # large logits, whose sigmoids are all alike, too
         logits = scale * np.stack([-excess, excess], axis=1)
-        (found,) = Xray().figures({"logits": logits}, {"label": truth}).values()
+        (found,) = Xray().figures(None, {"logits": logits}, {"label": truth}).values()
         assert found == pytest.approx(best, abs=1e-6)
     assert 0.1 < best < 0.9
 
@@ -51,9 +51,9 @@ def test_sensitivity_is_that_of_the_best_threshold_that_is_specific_enough():
 def test_ssim_is_1_for_the_clean_image_and_less_for_others():
     task = Denoising()
     batch = {name: values[:40] for name, values in task.arrays("test").items()}
-    assert task.figures({"restored": batch["clean"]}, batch)["SSIM"] == pytest.approx(1, abs=1e-6)
-    noisy = task.figures({"restored": batch["image"]}, batch)["SSIM"]
-    nearer = task.figures({"restored": (batch["image"] + batch["clean"]) / 2}, batch)["SSIM"]
+    assert task.figures(None, {"restored": batch["clean"]}, batch)["SSIM"] == pytest.approx(1, abs=1e-6)
+    noisy = task.figures(None, {"restored": batch["image"]}, batch)["SSIM"]
+    nearer = task.figures(None, {"restored": (batch["image"] + batch["clean"]) / 2}, batch)["SSIM"]
     assert 0.1 < noisy < nearer < 0.95
 
 
@@ -87,84 +87,72 @@ def task(tmp_path, monkeypatch) -> Ratings:
 
 
 def test_rivals_are_items_that_the_user_has_not_rated(task):
-    test, train = task.arrays("test"), task.arrays("train")
-    assert "rivals" not in train
-    held = np.flatnonzero(test["rivals"][:, 0] >= 0)
+    test, (held, rivals) = task.arrays("test"), ratings._rivals(task.file)
     assert 10 < len(held) <= 25
+    assert rivals.shape == (len(held), 99)
     assert len(set(test["user"][held])) == len(held)
     assert (test["stars"][held] >= 4).all()
     rated = set()
     for split in ("train", "validation", "test"):
         batch = task.arrays(split)
         rated |= set(zip(batch["user"], batch["item"], strict=True))
-    for row in held:
-        assert len(set(test["rivals"][row])) == 99
-        assert not rated & {(test["user"][row], item) for item in test["rivals"][row]}
-    assert (test["rivals"][np.setdiff1d(np.arange(len(test["user"])), held)] == -1).all()
+    for user, items in zip(test["user"][held], rivals, strict=True):
+        assert len(set(items)) == 99
+        assert not rated & {(user, item) for item in items}
+
+
+def figures_of(session, task):
+    return task.figures(session, evaluate(session, task, "test").outputs, task.arrays("test"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 128])
 def test_hit_rate_and_ndcg_are_of_the_held_out_item_among_its_rivals(task, batch_size):
-    test = task.arrays("test")
-    held = test["rivals"][:, 0] >= 0
+    test, (held, rivals) = task.arrays("test"), ratings._rivals(task.file)
 
     def stars(user, item):
         return (user * 31 + item * 17) % 101 / 20
 
     session = Critic(stars, batch_size)
     scored = evaluate(session, task, "test")
+    assert session.calls == -(-len(test["user"]) // batch_size)  # rivals belong to the figures, not to the score
+    np.testing.assert_allclose(scored.outputs["stars"], stars(test["user"], test["item"]), rtol=1e-6)
+    found = task.figures(session, scored.outputs, test)
     ranks = []
-    for user, item, rivals in zip(test["user"][held], test["item"][held], test["rivals"][held], strict=True):
-        own, others = np.float32(stars(user, item)), np.asarray(stars(user, rivals), np.float32)
+    for user, item, items in zip(test["user"][held], test["item"][held], rivals, strict=True):
+        own, others = np.float32(stars(user, item)), np.asarray(stars(user, items), np.float32)
         assert len(np.unique([own, *others])) > 50
         ranks.append(((others > own).sum(), (others == own).sum()))
     certain = [above for above, same in ranks if not same or above + same < 10 or above >= 10]
     assert len(certain) > 10
     low = sum(above + same < 10 for above, same in ranks) / len(ranks)
     high = sum(above < 10 for above, _ in ranks) / len(ranks)
-    assert low <= scored.figures["HR@10"] <= high
+    assert low <= found["HR@10"] <= high
     gains = [
         np.mean([1 / np.log2(2 + place) if place < 10 else 0 for place in range(above, above + same + 1)])
         for above, same in ranks
     ]
-    assert scored.figures["NDCG@10"] == pytest.approx(np.mean(gains), abs=1e-6)
-    np.testing.assert_allclose(scored.outputs["stars"], stars(test["user"], test["item"]), rtol=1e-6)
-    assert np.isnan(scored.outputs["rivals"][~held]).all()
+    assert found["NDCG@10"] == pytest.approx(np.mean(gains), abs=1e-6)
 
 
 def test_an_item_that_is_no_better_than_its_rivals_is_among_the_best_by_chance_alone(task):
-    found = evaluate(Critic(lambda user, item: np.full(len(user), 3.5), 1), task, "test").figures
+    found = figures_of(Critic(lambda user, item: np.full(len(user), 3.5), 1), task)
     assert 0 <= found["HR@10"] < 0.5
     assert found["NDCG@10"] == pytest.approx(0.0454, abs=1e-3)  # the mean over all places
 
 
-def test_a_simulated_network_is_not_asked_for_rivals(task):
-    session = Critic(lambda user, item: user, 64)
-    session.runtime = "torch 2"
-    scored = evaluate(session, task, "test")
-    assert (set(scored.outputs), scored.figures) == ({"stars"}, {})
-    assert session.calls == -(-len(task.arrays("test")["user"]) // 64)
-
-
 def test_a_device_without_a_library_of_metrics_scores_all_the_same(task, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.retrieval", None)
     session = Critic(lambda user, item: user % 5, 1)
     scored = evaluate(session, task, "test")
-    assert scored.figures
-    monkeypatch.setitem(sys.modules, "torchmetrics.functional.retrieval", None)
-    assert evaluate(session, task, "test").figures == {}
-    assert evaluate(session, task, "test").score == scored.score
+    assert scored.score == task.score(scored.outputs, task.arrays("test"))
 
 
 def test_where_all_is_rated_nothing_is_held_against_anything(tmp_path):
     file = tmp_path / "u.data"
     file.write_text("".join(f"{user}\t{item}\t5\t0\n" for user in range(10) for item in range(12)))
-    task = Ratings(file=str(file))
-    assert evaluate(Critic(lambda user, item: user, 1), task, "test").figures == {}
+    assert figures_of(Critic(lambda user, item: user, 1), Ratings(file=str(file))) == {}
 
 
 def test_the_embedded_ratings_have_rivals_for_200_users():
-    task = Ratings()
-    rivals = task.arrays("test")["rivals"]
-    assert (rivals[:, 0] >= 0).sum() == 200
-    assert task.arrays("test")["rivals"] is rivals  # made once
-    assert "rivals" not in task.arrays("validation")
+    held, rivals = ratings._rivals(None)
+    assert (len(held), rivals.shape) == (200, (200, 99))

@@ -21,7 +21,7 @@ EQUAL = Speedup(1.0, (0.99, 1.01), "no difference")
 
 def climb(score: float = 0.9, drop: float = 0.0, breach: str | None = None) -> Climb:
     rungs = (Rung("float", score + drop, 0.0), Rung("deployed", score, drop))
-    scored = Scored({"y": np.zeros((1, 1))}, score, 1, None, {})
+    scored = Scored({"y": np.zeros((1, 1))}, score, 1, None)
     return Climb(rungs, 40.0, Agreement(240.0, 1.0, 0), None, breach, scored)
 
 

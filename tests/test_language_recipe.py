@@ -55,7 +55,9 @@ def test_reading_step_by_step_says_what_reading_at_once_does(gpt):
     np.testing.assert_allclose(found["surprise"], wanted, atol=2e-5)
     np.testing.assert_array_equal(found["likeliest"], logits.argmax(axis=2))
     assert task.score(found, batch) == pytest.approx(float(np.exp(wanted.mean())), rel=1e-4)
-    assert task.figures(found, batch) == {"next character right": (logits.argmax(axis=2) == batch["target"]).mean()}
+    assert task.figures(None, found, batch) == {
+        "next character right": (logits.argmax(axis=2) == batch["target"]).mean()
+    }
 
 
 def test_what_comes_later_and_what_was_left_in_the_caches_changes_nothing(gpt):

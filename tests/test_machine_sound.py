@@ -91,7 +91,7 @@ def test_auroc_is_that_of_clips():
     size[np.flatnonzero(batch["clip"] == 0)[0]] = 8  # one frame is not its clip
     outputs = {"restored": (batch["frames"] + size[:, None, None]).astype(np.float32)}
     assert task.score(outputs, batch) == pytest.approx(5 / 6, abs=1e-6)
-    assert 0.5 <= task.figures(outputs, batch)["partial AUROC"] <= 1
+    assert 0.5 <= task.figures(None, outputs, batch)["partial AUROC"] <= 1
 
 
 @pytest.mark.usefixtures("few")

@@ -97,7 +97,11 @@ def test_a_csv_file_that_is_not_there_or_no_text_is_refused(tmp_path):
         Regression(file=str(latin)).arrays("train")
 
 
-def test_the_recipe_runs_and_is_reported_as_what_it_is(tmp_path):
+def test_the_recipe_runs_and_is_reported_as_what_it_is(tmp_path, monkeypatch):
+    asked, figures = [], Regression.figures
+    monkeypatch.setattr(Regression, "figures", lambda *given: asked.append(given[1].runtime) or figures(*given))
     report = tiny_run("mlp-regression", tmp_path)
     assert report["metric"]["name"] == "RMSE"
+    assert all(row["figures"].keys() == {"R²"} for row in report["rows"])
+    assert asked == [row["score_by"] for row in report["rows"]]  # once of each file, never of the network in training
     assert "RMSE" in told(report, tmp_path)

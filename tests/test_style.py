@@ -54,13 +54,13 @@ def test_the_splits_are_of_different_parts_of_the_photograph():
 def test_each_loss_is_nothing_for_who_knows_but_the_other():
     task = Style(size=32)
     batch = task.arrays("train")
-    unchanged = task.figures({"styled": batch["image"]}, batch)
+    unchanged = task.figures(None, {"styled": batch["image"]}, batch)
     assert unchanged["content"] == 0
     assert unchanged["style"] == pytest.approx(1, rel=1e-4)
     assert unchanged["SSIM to the input"] == pytest.approx(1)
     flower = style._style_image(None, 32)
     whole = np.broadcast_to(flower[:, :32, :32], batch["image"].shape)
-    copied = task.figures({"styled": whole}, batch)
+    copied = task.figures(None, {"styled": whole}, batch)
     assert copied["content"] == pytest.approx(1, rel=1e-4)
     assert copied["style"] < 0.7
     half = Style(size=32, content=0.5)
@@ -116,7 +116,7 @@ def test_the_weights_of_vgg_are_taken_from_a_file(tmp_path, monkeypatch, suffix)
         assert torch.equal(convolution.bias, weights[f"features.{place}.bias"])
     task = Style(size=32, vgg=str(file))
     batch = task.arrays("test")
-    assert task.figures({"styled": batch["image"]}, batch)["content"] == 0
+    assert task.figures(None, {"styled": batch["image"]}, batch)["content"] == 0
     weights["features.10.weight"] = torch.randn(1, 3, 3, 3)
     write(weights, file)
     with pytest.raises(DataError, match=r"features\.10\.weight should be \(4, 3, 3, 3\) .* there is \(1, 3, 3, 3\)"):
@@ -135,7 +135,7 @@ def test_photographs_and_style_are_read_from_files(tmp_path):
         "train": (13, 3, 16, 16), "validation": (3, 3, 16, 16), "test": (4, 3, 16, 16),
     }  # fmt: skip
     batch = task.arrays("test")
-    assert task.figures({"styled": batch["image"]}, batch)["style"] > 0.5
+    assert task.figures(None, {"styled": batch["image"]}, batch)["style"] > 0.5
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -84,7 +84,7 @@ def test_ade_and_fde_are_mean_and_last_distance():
     away[:, 0], away[-1] = 1, (3, 4)
     outputs = {"deviation": batch["deviation"] + away}
     assert task.score(outputs, batch) == pytest.approx(16 / 12, rel=1e-5)
-    assert task.figures(outputs, batch) == {"FDE": pytest.approx(5, rel=1e-5)}
+    assert task.figures(None, outputs, batch) == {"FDE": pytest.approx(5, rel=1e-5)}
 
 
 @pytest.mark.usefixtures("few")

@@ -48,7 +48,7 @@ def test_letters_are_read_as_they_are_meant():
     truth = {"text": np.array([[1 + LETTERS.index(letter) for letter in "two one"]] * 2)}
     heard = answer(task, ["two one", "two nine"])
     assert task.score(heard, truth) == pytest.approx(1 / 4)
-    assert task.figures(heard, truth)["character error rate"] == pytest.approx(2 / 14)
+    assert task.figures(None, heard, truth)["character error rate"] == pytest.approx(2 / 14)
     assert task.metric.drop(0.1, 0.3) == pytest.approx(0.2)
 
 

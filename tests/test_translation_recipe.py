@@ -230,8 +230,8 @@ def test_translations_are_scored_by_bleu_and_exact_match_and_shown():
     assert task.score(right, batch) == pytest.approx(100)
     assert 90 < task.score(wrong, batch) < 100
     assert task.score({"decoded": np.roll(right["decoded"], 1, axis=0)}, batch) < 50
-    assert task.figures(right, batch) == {"exact match": 1.0}
-    assert task.figures(wrong, batch) == {"exact match": 39 / 40}
+    assert task.figures(None, right, batch) == {"exact match": 1.0}
+    assert task.figures(None, wrong, batch) == {"exact match": 39 / 40}
     first, second, *_ = task.exhibits({"float": right, "compressed": wrong}, batch)
     assert list(first.panels) == ["input", "truth", "float", "compressed"]
     assert (first.caption, second.caption) == ("translated wrongly", "translated rightly")

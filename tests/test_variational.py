@@ -43,7 +43,7 @@ def test_the_bound_is_that_of_torchs_own_distributions():
     code = kl_divergence(Normal(given["mean"], deviation), Normal(0, 1)).sum(1)
     assert task.score(outputs, batch) == pytest.approx(float((pixels - code).mean()), rel=1e-5)
     assert task.loss(given, tensors(batch)).item() == pytest.approx(-task.score(outputs, batch), rel=1e-5)
-    figures = task.figures(outputs, batch)
+    figures = task.figures(None, outputs, batch)
     assert figures["cross-entropy"] + figures["divergence"] == pytest.approx(-task.score(outputs, batch))
     assert figures["divergence"] == pytest.approx(float(code.mean()), rel=1e-5)
 

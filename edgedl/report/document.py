@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Entry:
     artifact: Artifact | None = None
     session: Session | None = None
     climb: Climb | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What else the task reports of the file."""
     cold_start: ColdStart | None = None
     latencies_ms: list[np.ndarray] | None = None
     replay: Replay | None = None
@@ -182,7 +184,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "gzip_bytes": sum(map(files.gzip_size, _files(artifact))) if artifact else None,
         "sha256": files.sha256(artifact.file) if artifact and not artifact.graphs else None,
         "score": climb.deployed.score if climb else None,
-        "figures": _finite({**climb.deployed.figures, **_rates(run, entry)}) if climb else {},
+        "figures": _finite({**entry.figures, **_rates(run, entry)}),
         "samples": climb.deployed.samples if climb else None,
         "score_by": entry.session.runtime if climb and entry.session else None,
         "init_ms": cold.init_ms if cold else None,

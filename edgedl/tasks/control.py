@@ -101,7 +101,7 @@ class Control(Task):
     def score(self, outputs: Batch, batch: Batch) -> float:
         return float(outputs["return"].mean())
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The return of the worst episode."""
         return {"worst return": float(outputs["return"].min())}
 

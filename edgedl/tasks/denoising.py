@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat
 
 from edgedl import image_files, plugins, splits
-from edgedl.core import Baseline, Batch, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, Exhibit, Metric, Session, Split, Task, TensorSpec
 from edgedl.images import pixels
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Denoising(Task):
         """The peak signal-to-noise ratio of an image, its mean over all."""
         return float(_psnr(outputs["restored"], batch["clean"]).mean())
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The structural similarity of an image to the clean one, its mean over all."""
         from torchmetrics.functional.image import structural_similarity_index_measure
 

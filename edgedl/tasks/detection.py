@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from edgedl import image_files, road, splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ class Detection(Task):
     def score(self, outputs: Batch, batch: Batch) -> float:
         return self._precision(outputs, batch)[1]
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         return {"mAP 50-95": self._precision(outputs, batch)[0]}
 
     def _precision(self, outputs: Batch, batch: Batch) -> tuple[float, float]:

@@ -110,7 +110,7 @@ class Language(Task):
     def score(self, outputs: Batch, batch: Batch) -> float:
         return float(np.exp(outputs["surprise"].mean()))
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         return {"next character right": float((outputs["likeliest"] == batch["target"]).mean())}
 
     def rates(self, latency_ms: Mapping[str, float]) -> Mapping[str, float]:

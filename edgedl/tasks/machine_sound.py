@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from edgedl import mel, sound_files, splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class MachineSound(Task):
         """Of a faulty and a sound clip, how often the faulty one is farther from what was restored of it."""
         return self._auroc(outputs, batch, None)
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The AUROC where at most a tenth of the sound clips raise an alarm, from 0.5 for chance to 1."""
         return {"partial AUROC": self._auroc(outputs, batch, 0.1)}
 

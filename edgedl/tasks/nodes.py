@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import PositiveInt, model_validator
 
-from edgedl.core import Batch, DataError, Exhibit, Metric, MissingPackage, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ class Nodes(Task):
         known = batch["label"] != UNKNOWN
         return float((self.decisions(outputs) == batch["label"])[known].mean())
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The F1 score of each class, their mean."""
         import torch
         from torchmetrics.functional.classification import multiclass_f1_score

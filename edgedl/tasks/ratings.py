@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from edgedl import measure
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,10 +59,7 @@ class Ratings(Task):
         return NUM_ITEMS if self.file is None else int(_read(self.file)[1].max()) + 1
 
     def arrays(self, split: Split) -> Batch:
-        """`user`, `item` (N,) int32 and `stars` (N,) float32, to test on also `rivals`. Raises `DataError`.
-
-        `rivals` (N, 99) int32 are items that a user has not rated; -1 where an item is not held against any.
-        """
+        """`user`, `item` (N,) int32 and `stars` (N,) float32. Raises `DataError`."""
         users, items, stars = _drawn() if self.file is None else _read(self.file)
         twentieth = len(stars) // 20
         slices: dict[Split, slice] = {
@@ -71,8 +69,7 @@ class Ratings(Task):
             "calibration": slice(2 * twentieth, 2 * twentieth + 512),
         }
         chosen = np.random.default_rng(0).permutation(len(stars))[slices[split]]
-        batch = {"user": users[chosen], "item": items[chosen], "stars": stars[chosen]}
-        return batch | {"rivals": _rivals(self.file)} if split == "test" else batch
+        return {"user": users[chosen], "item": items[chosen], "stars": stars[chosen]}
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean squared error."""
@@ -81,36 +78,29 @@ class Ratings(Task):
     def score(self, outputs: Batch, batch: Batch) -> float:
         return math.sqrt(float(np.square(outputs["stars"] - batch["stars"]).mean()))
 
-    def predict(self, session: Session, batch: Batch) -> Batch:
-        """`stars` (N,) of the pairs and, by files, `rivals` (N, 99) of the user with each; NaN where there are none."""
-        answers = session.run({name: batch[name] for name in self.inputs})
-        if "rivals" not in batch or session.runtime.startswith("torch"):  # whose simulations take minutes for them
-            return answers
-        stars = np.full(batch["rivals"].shape, np.nan, np.float32)
-        size = len(batch["user"])
-        for row in np.flatnonzero(batch["rivals"][:, 0] >= 0):
-            user = np.full(size, batch["user"][row])
-            for start in range(0, NUM_RIVALS, size):
-                items = batch["rivals"][row, start : start + size]
-                padded = np.full(size, items[0])
-                padded[: len(items)] = items
-                stars[row, start : start + size] = session.run({"user": user, "item": padded})["stars"][: len(items)]
-        return {**answers, "rivals": stars}
-
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """How often the held-out item is among the best ten, and how high it stands there."""
         import torch
         from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_normalized_dcg
 
+        held, rivals = _rivals(self.file)
+        if len(held) == 0:
+            return {}
+        others = self._stars(session, np.repeat(batch["user"][held], NUM_RIVALS), rivals.ravel())
         found: dict[str, list[float]] = {"HR@10": [], "NDCG@10": []}
-        held = np.flatnonzero(~np.isnan(outputs["rivals"][:, 0])) if "rivals" in outputs else ()
-        for place, row in enumerate(held):
+        for place, (own, row) in enumerate(zip(outputs["stars"][held], others.reshape(rivals.shape), strict=True)):
             # In another place each time: where int8 gives several items the same stars, none may gain by its place.
-            stars = np.insert(outputs["rivals"][row], place % (NUM_RIVALS + 1), outputs["stars"][row])
-            asked = torch.from_numpy(stars), torch.arange(NUM_RIVALS + 1) == place % (NUM_RIVALS + 1)
+            place %= NUM_RIVALS + 1
+            asked = torch.from_numpy(np.insert(row, place, own)), torch.arange(NUM_RIVALS + 1) == place
             found["HR@10"].append(float(retrieval_hit_rate(*asked, top_k=10)))
             found["NDCG@10"].append(float(retrieval_normalized_dcg(*asked, top_k=10)))
-        return {name: float(np.mean(values)) for name, values in found.items() if values}
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+    def _stars(self, session: Session, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """What a file answers to pairs (N,), as many at a time as it takes."""
+        size = measure.batch_size(session)
+        pairs = ({"user": users[at : at + size], "item": items[at : at + size]} for at in range(0, len(users), size))
+        return measure.answers(session, self, pairs)["stars"]
 
     @property
     def baseline(self) -> Baseline:
@@ -132,20 +122,20 @@ class Ratings(Task):
 
 
 @lru_cache(maxsize=2)
-def _rivals(file: str | None) -> np.ndarray:
-    """For the test pairs (N, 99) items that the user has not rated, or -1; at most one pair of a user has some."""
+def _rivals(file: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The places (n,) of test pairs, at most one of a user, and for each (n, 99) items that the user has not rated."""
     users, items, stars = _drawn() if file is None else _read(file)
     num_items = int(items.max()) + 1
     test = np.random.default_rng(0).permutation(len(stars))[: len(stars) // 20]
-    rivals = np.full((len(test), NUM_RIVALS), -1, np.int32)
     liked = np.flatnonzero(stars[test] >= LIKED)
     _, first = np.unique(users[test[liked]], return_index=True)
-    chance = np.random.default_rng(1)
+    chance, held, rivals = np.random.default_rng(1), [], []
     for row in liked[np.sort(first)[:NUM_RANKED]]:
         unrated = np.setdiff1d(np.arange(num_items, dtype=np.int32), items[users == users[test[row]]])
         if len(unrated) >= NUM_RIVALS:
-            rivals[row] = chance.permutation(unrated)[:NUM_RIVALS]
-    return rivals
+            held.append(row)
+            rivals.append(chance.permutation(unrated)[:NUM_RIVALS])
+    return np.array(held, int), np.array(rivals, np.int32).reshape(-1, NUM_RIVALS)
 
 
 @lru_cache(maxsize=1)

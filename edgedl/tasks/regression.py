@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from edgedl import splits
-from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ class Regression(Task):
         batch = self.arrays("test")
         return Baseline(self.score({"prediction": np.zeros_like(batch["target"])}, batch), "always answering the mean")
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """R², the share of the variance that is explained."""
         truth = batch["target"].astype(np.float64)
         return {"R²": float(1 - np.square(outputs["prediction"] - truth).sum() / np.square(truth - truth.mean()).sum())}

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 
 from edgedl import image_files, splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, MissingPackage, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class Style(Task):
         content, style = self._losses(outputs, batch)
         return self.content * content + style
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """Both losses by themselves, and how alike outputs and inputs are in structure (SSIM)."""
         content, style = self._losses(outputs, batch)
         return {"content": content, "style": style, "SSIM to the input": _ssim(outputs["styled"], batch["image"])}

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from edgedl.classes import Classes
-from edgedl.core import Batch, DataError, Split, TensorSpec
+from edgedl.core import Batch, DataError, Session, Split, TensorSpec
 
 Passages = list[tuple[list[str], int]]
 """Words and the number of the class."""
@@ -80,7 +80,7 @@ class Text(Classes):
         """One more than the largest token."""
         return self.vocabulary
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """F1 of each class, their mean."""
         import torch
         from torchmetrics.functional.classification import multiclass_f1_score

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import PositiveFloat
 
 from edgedl import splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ class Tracks(Task):
         """The average displacement error: the mean distance from the true positions."""
         return float(_distances(outputs, batch).mean())
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The final displacement error: the mean distance at the last position."""
         return {"FDE": float(_distances(outputs, batch)[:, -1].mean())}
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 
 from edgedl import sound_files, speech, splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 from edgedl.drawing import Chance
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Transcription(Task):
 
         return float(word_error_rate(self.transcripts(outputs), _texts(batch["text"])))
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         from torchmetrics.functional.text import char_error_rate
 
         return {"character error rate": float(char_error_rate(self.transcripts(outputs), _texts(batch["text"])))}

@@ -110,7 +110,7 @@ class Translation(Task):
         truths = [self._text(row, "(unknown)") for row in batch["target"]]  # which no network can say
         return float(BLEU().corpus_score([self._text(row) for row in outputs["decoded"]], [truths]).score)
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         return {"exact match": float((outputs["decoded"] == _without_end(batch["target"])).all(axis=1).mean())}
 
     def rates(self, latency_ms: Mapping[str, float]) -> Mapping[str, float]:

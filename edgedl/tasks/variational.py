@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from edgedl import image_files, plugins, splits
-from edgedl.core import Batch, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Batch, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class Variational(Task):
     def score(self, outputs: Batch, batch: Batch) -> float:
         return -float((self._pixels(outputs, batch) + self._code(outputs)).mean())
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The two parts of the bound, in nats: what pixels cost, and what the code holds."""
         return {
             "cross-entropy": float(self._pixels(outputs, batch).mean()),

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from edgedl import image_files, splits
-from edgedl.core import Baseline, Batch, DataError, Metric, Split
+from edgedl.core import Baseline, Batch, DataError, Metric, Session, Split
 from edgedl.drawing import Chance, paint, pixel_centres
 from edgedl.images import Classification, labelled
 
@@ -76,7 +76,7 @@ class Xray(Classification):
 
         return float(binary_auroc(*_ranked(outputs, batch)))
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The share of lesions found where 95 % of the images without one are told to have none."""
         from torchmetrics.functional.classification import binary_sensitivity_at_specificity
 
