@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import PositiveInt
 
-from edgedl.core import Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +29,7 @@ class Control(Task):
     `predict` answers recorded observations, so that files can be compared, and beside that plays an episode for each
     sample's `seed`; its `return` is what is scored. What is recorded is the play of linear policies drawn by chance,
     of the best 16 of 64, and `action` is what they did; their observations have mean 0 and deviation 1 in each number,
-    here and in episodes. Any `environment` with observations in a Box and Discrete actions will do. In CartPole,
-    actions by chance have a mean return of 22, stepping to where the pole leans 42, and 500 is the most there is.
+    here and in episodes. Any `environment` with observations in a Box and Discrete actions will do.
     Source: A. Barto, R. Sutton and C. Anderson, Neuronlike Adaptive Elements That Can Solve Difficult Learning Control
     Problems, 1983; M. Towers et al., Gymnasium, 2024.
     """
@@ -100,6 +99,13 @@ class Control(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return float(outputs["return"].mean())
+
+    @property
+    def baseline(self) -> Baseline:
+        episodes, chance = Episodes(self, self.arrays("test")["seed"]), np.random.default_rng(0)
+        while not episodes.over:
+            episodes.act(chance.integers(self.num_actions, size=self.episodes))
+        return Baseline(self.score({"return": episodes.returns}, {}), "acting by chance")
 
     def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The return of the worst episode."""

@@ -26,7 +26,7 @@ class Denoising(Task):
 
     Without `folder` the images are those of the task `digits`; with it, the image files there, resized to `size`
     pixels each way. The noise, of standard deviation `noise` before it is cut off at black and white, is drawn by the
-    split alone. A noisy test digit has 12.6 dB, means of its 3x3 pixels 18.4 dB.
+    split alone.
     """
 
     use: str = "denoising"

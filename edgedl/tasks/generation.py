@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from edgedl import image_files, plugins, splits
-from edgedl.core import Batch, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, Exhibit, Metric, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +29,7 @@ class Generation(Task):
 
     `real` (N, C, H, W) are images of the same split, again and again. The score is the Fréchet distance between what
     images and real ones look like to a classifier that is trained here, once a process: of digits or, with `folder`,
-    whose images have no classes, of how they are turned. Training digits are 22 from the test digits, each pixel
-    drawn by itself with its mean and deviation 1,450, the recipe's network 77.
+    whose images have no classes, of how they are turned.
     Sources: M. Heusel et al., GANs Trained by a Two Time-Scale Update Rule, 2017; S. Gidaris et al., Unsupervised
     Representation Learning by Predicting Image Rotations, 2018.
     """
@@ -72,6 +71,14 @@ class Generation(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return frechet(self._features(outputs["image"]), self._features(batch["real"]))
+
+    @property
+    def baseline(self) -> Baseline:
+        """Of images whose pixels are drawn each by itself, with the mean and deviation that they have in training."""
+        real, batch = self._real("train")[0], self.arrays("test")
+        drawn = np.random.default_rng(0).standard_normal(batch["real"].shape) * real.std(0) + real.mean(0)
+        images = np.clip(drawn, 0, 1).astype(np.float32)
+        return Baseline(self.score({"image": images}, batch), "drawing each pixel by itself")
 
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
         """The first images, sixteen at a time, float and compressed from the same noise."""

@@ -34,10 +34,9 @@ class Masks(Task):
     """Networks answer `logits` (N, classes, H, W) to `image` (N, C, H, W) in [0, 1]; `label` is (N, H, W).
 
     Without `folder`, 1,200 / 200 / 400 drawings to train, validate and test on: things of three shapes, one behind
-    another, in front of a darker, shaded ground with bars and noise. Colours do not tell one
-    thing from another. To call all of it
-    ground has a mean intersection over union of 0.17. With `folder`, the images in its `images` and, under the same
-    names, their masks in its `masks`: grey or palette images whose values are classes. All are resized to `size`.
+    another, in front of a darker, shaded ground with bars and noise. Colours do not tell one thing from another. With
+    `folder`, the images in its `images` and, under the same names, their masks in its `masks`: grey or palette images
+    whose values are classes. All are resized to `size`.
     """
 
     use: str = "masks"

@@ -31,10 +31,9 @@ class Ratings(Task):
 
     Without `file`: 200,000 pairs of 1,000 users and 1,700 items, of 1.7 million. A rating is 3.5, what is special about
     the user and about the item (0.3 stars each, standard deviation), how well they match in two traits (0.9 stars), and
-    noise of 0.5 stars, which is the least root-mean-square error that can be reached. Always guessing the mean errs by
-    1.10 stars; the mean plus how far the user's and the item's ratings lie from it, by 1.03. `file` is u.data or
-    ratings.csv of MovieLens; users and items are numbered in the order of their ids. A twentieth of the pairs tests,
-    another validates.
+    noise of 0.5 stars, which is the least root-mean-square error that can be reached. `file` is u.data or ratings.csv
+    of MovieLens; users and items are numbered in the order of their ids. A twentieth of the pairs tests, another
+    validates.
 
     Beside the error there are hit rate and NDCG of the best ten: for up to 200 users, one test item that they gave
     four stars or more is put in order with 99 that they have not rated. By chance one in ten is among the best ten.

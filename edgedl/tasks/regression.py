@@ -35,8 +35,7 @@ class Regression(Task):
 
     Without `file`, it is the progression of diabetes after a year from ten measurements of 442 patients; with it, the
     `column` of a CSV file with a header from all its other columns, which have to be numbers. The score is in
-    the target's own unit: always to say the mean of the training rows has an RMSE of 78.3 on the test patients, linear
-    regression one of 56.6.
+    the target's own unit; of the test patients, linear regression has an RMSE of 56.6.
     Source: B. Efron, T. Hastie, I. Johnstone and R. Tibshirani, Least Angle Regression, 2004, as packaged by
     scikit-learn.
     """

@@ -132,10 +132,8 @@ class Scenes(Classification):
 
     A scene is sky and ground, stray shapes, a thing that is tilted, mirrored, moved, resized and pulled about,
     two shapes before it, slanting light, and noise. Colours say nothing of the class, so shapes have to be
-    seen; small, faint and hidden ones keep even a good network from being always right. So what compression
-    costs can be seen: a `resnet` gets 0.928 of the test images right, one of half its widths 0.854 (means of
-    three seeds, from 0.917 to 0.935 and from 0.848 to 0.863; `train` with epochs 8, batch_size 64, lr 0.006,
-    weight_decay 0.0001).
+    seen; small, faint and hidden ones keep even a good network from being always right, so that what compression
+    costs can be seen.
     """
 
     use: str = "scenes"

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 
 from edgedl import image_files, splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +44,9 @@ class Style(Task):
     what is between them trains. The style is that of the image file `style`, else of the blossom of flower.jpg. The
     score is content loss, weighed by `content`, plus style loss: distances between features and between their Gram
     matrices. Their units are what the style image itself loses in content on the images that train, and what these
-    lose in style as they are. On the test images, to leave them as they are costs 0.66, to answer with the style image
-    0.88, with the mean of both 0.65; the recipe's network 0.25. Features are those of VGG-19 where `vgg` names a file
-    with its weights (torchvision's names, .pth or .safetensors), else of a small network that learns here to tell how
-    parts of the photographs are turned.
+    lose in style as they are. Features are those of VGG-19 where `vgg` names a file with its weights (torchvision's
+    names, .pth or .safetensors), else of a small network that learns here to tell how parts of the photographs are
+    turned.
     Sources: J. Johnson, A. Alahi and L. Fei-Fei, Perceptual Losses for Real-Time Style Transfer, 2016; L. Gatys,
     A. Ecker and M. Bethge, A Neural Algorithm of Artistic Style, 2015; S. Gidaris et al., Unsupervised Representation
     Learning by Predicting Image Rotations, 2018.
@@ -83,6 +82,11 @@ class Style(Task):
     def score(self, outputs: Batch, batch: Batch) -> float:
         content, style = self._losses(outputs, batch)
         return self.content * content + style
+
+    @property
+    def baseline(self) -> Baseline:
+        batch = self.arrays("test")
+        return Baseline(self.score({"styled": batch["image"]}, batch), "leaving the image as it is")
 
     def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """Both losses by themselves, and how alike outputs and inputs are in structure (SSIM)."""

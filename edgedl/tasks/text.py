@@ -47,8 +47,7 @@ class Text(Classes):
 
     Without `folder` and `csv`: passages of `words` words from docstrings of SciPy, scikit-learn, NetworkX and PyTorch,
     of which eight subjects they are about; without code examples and names of libraries, no file in two splits.
-    The text is that of the installed versions. Always guessing one class is right in 1 of 8; the best single words
-    for each class, a decision tree of eight leaves, reach 0.3, naive Bayes on counts of words 0.8.
+    The text is that of the installed versions.
 
     `folder` is that of the Large Movie Review Dataset (A. Maas et al., Learning Word Vectors for Sentiment Analysis,
     2011): `train` and `test` with `neg` and `pos`, a text file a review. `csv` is a file with the columns `text` and

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import PositiveFloat
 
 from edgedl import splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +50,9 @@ class Tracks(Task):
     that of the future positions from going straight on as fast as in the last three steps.
 
     Without `file`, vehicles follow the bends of a road, more slowly where they are sharp, and are located within 0.1 m;
-    the map shows the road, and another one that crosses it. Going straight on errs by 4.98 m on average (ADE), linear
-    regression on the past by 4.14, the recipe's network by 1.42. With `file`, a CSV file with columns frame, agent, x
-    and y; a fifth of the agents tests. Its map shows where other agents went, of those that train. A cell of the map
-    is `cell` wide, in the unit of the tracks.
+    the map shows the road, and another one that crosses it. With `file`, a CSV file with columns frame, agent, x and y;
+    a fifth of the agents tests. Its map shows where other agents went, of those that train. A cell of the map is `cell`
+    wide, in the unit of the tracks.
     Source of the measures and numbers: S. Pellegrini et al., You'll Never Walk Alone, 2009.
     """
 
@@ -83,6 +82,11 @@ class Tracks(Task):
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The average displacement error: the mean distance from the true positions."""
         return float(_distances(outputs, batch).mean())
+
+    @property
+    def baseline(self) -> Baseline:
+        batch = self.arrays("test")
+        return Baseline(self.score({"deviation": np.zeros_like(batch["deviation"])}, batch), "going straight on")
 
     def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The final displacement error: the mean distance at the last position."""

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from edgedl import splits
-from edgedl.core import Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 from edgedl.number_words import PAIRS, Pair
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ class Translation(Task):
 
     Without `file`: 16,000 different numbers below a million, quantities and dates in words, English to French, of which
     a fifth tests. French as it is written in France before the reform of 1990: "soixante et onze", "quatre-vingts", but
-    "quatre-vingt mille"; years are ordinals, and their hundreds and twenties have no plural. Taking the translation of
-    the training sentence with the most words in common is never right, and scores 45 BLEU; the network 99. `file` is
-    one of text, a pair a line with a tab between (what follows a second tab is left out), as of the Tatoeba project;
-    pairs of more than `length` - 1 words are left out, words beyond the `vocabulary` commonest are unknown.
+    "quatre-vingt mille"; years are ordinals, and their hundreds and twenties have no plural. `file` is one of text, a
+    pair a line with a tab between (what follows a second tab is left out), as of the Tatoeba project; pairs of more
+    than `length` - 1 words are left out, words beyond the `vocabulary` commonest are unknown.
     Score: BLEU of the decoded sentences (K. Papineni et al., 2002), by sacrebleu (M. Post, 2018).
     """
 
@@ -109,6 +108,20 @@ class Translation(Task):
 
         truths = [self._text(row, "(unknown)") for row in batch["target"]]  # which no network can say
         return float(BLEU().corpus_score([self._text(row) for row in outputs["decoded"]], [truths]).score)
+
+    @property
+    def baseline(self) -> Baseline:
+        """Of the translation of the training sentence whose words are most alike (the cosine between sets of them)."""
+        train = {name: values[:NUM_PAIRS] for name, values in self.arrays("train").items()}
+        batch = self.arrays("test")
+        known = np.zeros((self.num_source_words, len(train["source"])), np.uint8)
+        for place, words in enumerate(train["source"]):
+            known[words, place] = 1
+        known[: UNKNOWN + 1] = 0
+        lengths = np.sqrt(np.maximum(known.sum(axis=0), 1))
+        nearest = [int((known[np.unique(words)].sum(axis=0) / lengths).argmax()) for words in batch["source"]]
+        decoded = _without_end(train["target"][nearest])
+        return Baseline(self.score({"decoded": decoded}, batch), "translating the most similar training sentence")
 
     def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         return {"exact match": float((outputs["decoded"] == _without_end(batch["target"])).all(axis=1).mean())}

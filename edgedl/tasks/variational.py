@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from edgedl import image_files, plugins, splits
-from edgedl.core import Batch, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.core import Baseline, Batch, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
 SEEDS: dict[Split, int] = {"train": 1, "calibration": 1, "validation": 2, "test": 3}
+SPREAD_OF_1 = math.log(math.e - 1)
+"""What softplus makes 1 of."""
 BLACKEST = 1e-4
 """No pixel is surer than that; else a single wrong one would cost any number of nats."""
 
@@ -27,8 +30,8 @@ class Variational(Task):
     The code is drawn by mean + softplus(spread) · noise. The noise is an input, so that a file says the same twice: it
     is fixed for each image; a network may draw its own while it trains. The score is the evidence lower bound in nats
     an image: cross-entropy of the pixels, taken as probabilities, and the divergence of the code from a normal
-    distribution, both negative. To draw the mean image whatever is seen has -354.9, the recipe's network -293.5, and
-    the very image, if it cost no code, would have -252.4. With `folder`, images of one's own, resized to `size`.
+    distribution, both negative; the very image of a test digit, if it cost no code, would have -252.4. With `folder`,
+    images of one's own, resized to `size`.
     Source: D. Kingma and M. Welling, Auto-Encoding Variational Bayes, 2014.
     """
 
@@ -67,6 +70,14 @@ class Variational(Task):
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return -float((self._pixels(outputs, batch) + self._code(outputs)).mean())
+
+    @property
+    def baseline(self) -> Baseline:
+        """Of the mean image, whose code has mean 0 and deviation 1 whatever is seen, and so costs nothing."""
+        batch, mean = self.arrays("test"), self.arrays("train")["image"].mean(0)
+        code = np.zeros_like(batch["noise"])
+        always = {"restored": np.broadcast_to(mean, batch["image"].shape), "mean": code, "spread": code + SPREAD_OF_1}
+        return Baseline(self.score(always, batch), "always drawing the mean image")
 
     def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The two parts of the bound, in nats: what pixels cost, and what the code holds."""

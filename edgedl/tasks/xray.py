@@ -30,10 +30,10 @@ class Xray(Classification):
     """One grey image, `size` pixels each way, and two classes, of which the second is what is looked for.
 
     Without `folder`, 960 / 240 / 500 drawings to train, validate and test on, half of them with a lesion: two lungs
-    with ribs and vessels across them, heart, spine and noise, and in one lung a round shadow without an edge. The area
-    under the ROC curve is 0.5 by chance, and 0.52 for the brightest 9x9 pixels of an image. With `folder`, two
-    folders of image files in it, the classes in the order of their names; or `train` and `test`, each with these two.
-    With `file`, an .npz file of MedMNIST of two classes, such as pneumoniamnist.npz, and its own splits.
+    with ribs and vessels across them, heart, spine and noise, and in one lung a round shadow without an edge. The score
+    is the area under the ROC curve, 0.5 by chance. With `folder`, two folders of image files in it, the classes in the
+    order of their names; or `train` and `test`, each with these two. With `file`, an .npz file of MedMNIST of two
+    classes, such as pneumoniamnist.npz, and its own splits.
     Source of the format: J. Yang et al., MedMNIST v2, 2023.
     """
 
