@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written ever bears a final name."""
+"""Files: text that is given, which is named if it is none, and what is written, never half of it under a final name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from edgedl.core import DataError
+
+
+def read_text(file: Path) -> str:
+    """A data file's text in UTF-8, with or without a mark at its beginning. Raises `DataError`."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
 
 
 def write_text(file: Path, text: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgedl.core import DataError, MissingPackage
+from edgedl import splits
+from edgedl.core import DataError, MissingPackage, Split
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +25,12 @@ def find(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"{folder}: no images in it (files that end in {', '.join(SUFFIXES)})")
     return found
+
+
+def of_split(folder: str, split: Split, shape: tuple[int, int, int]) -> np.ndarray:
+    """The images of a folder that belong to a split, (N, C, H, W) float32 in [0, 1]. Raises `DataError`."""
+    files = find(Path(folder))
+    return _pictures(tuple(files[index] for index in splits.chosen(len(files), split, folder)), shape)
 
 
 def picture(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -52,6 +60,11 @@ def mask(file: Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
             f"but classes go from 0 to {num_classes - 1}"
         )
     return labels
+
+
+@lru_cache(maxsize=8)
+def _pictures(files: tuple[Path, ...], shape: tuple[int, int, int]) -> np.ndarray:
+    return np.stack([picture(file, shape) for file in files]).astype(np.float32) / 255
 
 
 def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

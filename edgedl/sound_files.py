@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgedl import splits
+from edgedl import files, splits
 from edgedl.core import DataError, Split
 
 LEAST_SECONDS = 0.05
@@ -63,7 +63,4 @@ def of_split(root: Path, name: str, split: Split) -> list[Path]:
 
 
 def _listed(file: Path) -> frozenset[str]:
-    try:
-        return frozenset(file.read_bytes().decode("utf-8").split())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+    return frozenset(files.read_text(file).split())

@@ -62,7 +62,7 @@ def test_recorded_observations_are_standardized_and_of_other_episodes_for_each_s
     np.testing.assert_allclose(train["observation"].std(0), 1, atol=0.1)
     assert len(test["seed"]) == 100
     assert not set(test["seed"]) & set(task.arrays("validation")["seed"])
-    assert set(train["action"]) == {0, 1}
+    assert set(train["label"]) == {0, 1}
     np.testing.assert_array_equal(task.arrays("calibration")["observation"], train["observation"][:512])
 
 

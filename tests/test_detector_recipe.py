@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from edgedl import plugins, road
-from edgedl.core import DataError, Model, Task, UsageError
+from edgedl.core import Model, UsageError
 from edgedl.measure import evaluate
 from edgedl.models.detector import RARE, Detector
 from edgedl.steps.quantize import Quantize
 from edgedl.tasks import detection
 from edgedl.tasks.detection import Detection
 from edgedl.torch_session import TorchSession
-from tests.tiny import tiny_run, told
+from tests.tiny import refusal, tiny_run, told
 
 Image = pytest.importorskip("PIL.Image")
 NUM = 20
@@ -31,13 +31,6 @@ def few(monkeypatch):
     detection._drawn.cache_clear()
     yield
     detection._drawn.cache_clear()
-
-
-def refusal(task: Task) -> str:
-    with pytest.raises(DataError) as caught:
-        [task.arrays(split) for split in ("train", "validation", "test")]
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.usefixtures("few")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgedl import sound_files, speech
-from edgedl.core import DataError, Task
+from edgedl.core import DataError
 from edgedl.tasks import keywords
 from edgedl.tasks.keywords import BACKGROUND, Keywords
-from tests.tiny import tiny_run
+from tests.tiny import refusal, tiny_run
 
 wavfile = pytest.importorskip("scipy.io.wavfile")
 NUM = 12
@@ -31,13 +31,6 @@ def record(file: Path, seconds: float = 1.0, rate: int = 16_000, seed: int = 0) 
     noise = np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate))
     wavfile.write(file, rate, (noise.clip(-1, 1) * 32767).astype(np.int16))
     return file
-
-
-def refusal(task: Task) -> str:
-    with pytest.raises(DataError) as caught:
-        [task.arrays(split) for split in ("train", "validation", "test")]
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.usefixtures("few")
@@ -142,10 +135,11 @@ def test_keywords_show_what_was_taken_for_another():
     right = np.eye(12, dtype=np.float32)[batch["label"]]
     wrong = right.copy()
     wrong[5] = np.roll(wrong[5], 1)
-    (shown,) = task.exhibits({"float": {"logits": right}, "int8": {"logits": wrong}}, batch)
-    label = batch["label"][5]
-    assert shown.panels["truth"] == shown.panels["float"] == task.classes[label]
-    assert shown.panels["int8"] == task.classes[(label + 1) % 12]
+    shown, *_ = task.exhibits({"float": {"logits": 9 * right}, "int8": {"logits": 9 * wrong}}, batch)
+    word, other = (task.classes[(batch["label"][5] + step) % 12] for step in (0, 1))
+    assert shown.caption == "sample 5: float is right, int8 is wrong"
+    assert (shown.panels["truth"], shown.panels["float"]) == (word, f"{word} (100%)")
+    assert shown.panels["int8"] == f"{other} (100%)"
     assert shown.panels["input"].shape == (60, 147)
     assert shown.panels["input"].dtype == np.uint8
 

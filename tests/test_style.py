@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from edgedl import image_files
 from edgedl.core import DataError, UsageError
 from edgedl.models.stylizer import Stylizer
 from edgedl.tasks import style
@@ -146,7 +147,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"style\.txt: cannot be read as an image"):
         Style(size=16, folder=str(tmp_path), style=str(tmp_path / "style.txt")).score({"styled": batch["image"]}, batch)
     (tmp_path / "7.png").write_text("no image")
-    style._read.cache_clear()
+    image_files._pictures.cache_clear()
     with pytest.raises(DataError, match=r"7\.png: cannot be read as an image"):
         [Style(size=16, folder=str(tmp_path)).arrays(split) for split in ("train", "validation", "test")]
     with pytest.raises(DataError, match="gone: no such folder"):

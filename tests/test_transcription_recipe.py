@@ -12,8 +12,8 @@ from edgedl.core import DataError
 from edgedl.models.conv_recurrent import ConvRecurrent
 from edgedl.tasks import transcription
 from edgedl.tasks.transcription import LETTERS, Transcription
-from tests.test_keywords_recipe import NUM, commands, record, refusal
-from tests.tiny import tiny_run, told
+from tests.test_keywords_recipe import NUM, commands, record
+from tests.tiny import refusal, tiny_run, told
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgedl.core import DataError, Task, UsageError
+from edgedl.core import UsageError
 from edgedl.models.autoencoder import Autoencoder
 from edgedl.models.cnn import CNN
 from edgedl.models.lenet import LeNet
@@ -19,7 +19,7 @@ from edgedl.tasks.digits import Digits
 from edgedl.tasks.masks import Masks
 from edgedl.tasks.scenes import Scenes
 from edgedl.tasks.xray import Xray
-from tests.tiny import tiny_run, told
+from tests.tiny import refusal, tiny_run, told
 
 Image = pytest.importorskip("PIL.Image")
 FEW = {"train": 48, "validation": 16, "test": 24}
@@ -45,13 +45,6 @@ def save(file: Path, values: np.ndarray) -> None:
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape)
-
-
-def refusal(task: Task) -> str:
-    with pytest.raises(DataError) as caught:
-        [task.arrays(split) for split in ("train", "validation", "test")]
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_recipe_of_lenet_runs(tmp_path):

@@ -1,4 +1,4 @@
-"""Shipped recipes in a form that takes seconds, and what is told of such a run."""
+"""Shipped recipes in a form that takes seconds, what is told of such a run, and what is said of bad data."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgedl import pipeline, plugins
 from edgedl import recipe as recipes
+from edgedl.core import DataError, Split, Task
 from edgedl.report import page
 from edgedl.run import find_finished, read_report
 from edgedl.steps.quantize import Quantize
@@ -57,3 +60,11 @@ def told(report: dict[str, Any], root: Path) -> str:
     assert report["metric"]["name"] in said
     assert "accuracy" not in said.lower()
     return said
+
+
+def refusal(task: Task, *splits: Split) -> str:
+    """The one line that is said of data that will not do."""
+    with pytest.raises(DataError) as caught:
+        [task.arrays(split) for split in splits or ("train", "validation", "test")]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FUTURE = 12
-
 
 class Seen(Protocol):
-    """What is asked of a task: a sequence of positions (T, 2), and a map (C, H, W)."""
+    """What is asked of a task: a sequence of positions (T, 2), a map (C, H, W), and how many follow."""
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]: ...
+    @property
+    def num_future(self) -> int: ...
 
 
 class PathPredictor(Network):
@@ -40,10 +40,10 @@ class PathPredictor(Network):
     hidden: PositiveInt = 32
     dense: PositiveInt = 128
 
-    def build(self, task: Seen) -> nn.Module:
-        """A module (N, T, 2), (N, C, H, W) float32 -> positions (N, 12, 2)."""
+    def build(self, task: Seen) -> nn.Module:  # type: ignore[override]
+        """A module (N, T, 2), (N, C, H, W) float32 -> as many positions (N, T', 2) as follow."""
         positions, around = (spec.shape for spec in task.inputs.values())
-        return _predictor()(positions[-1], around, self)
+        return _predictor()(positions[-1], around, task.num_future, self)
 
 
 @cache
@@ -53,7 +53,7 @@ def _predictor() -> type[nn.Module]:
     from torch import nn
 
     class Predictor(nn.Module):
-        def __init__(self, num_numbers: int, around: tuple[int, ...], network: PathPredictor) -> None:
+        def __init__(self, num_numbers: int, around: tuple[int, ...], num_future: int, network: PathPredictor) -> None:
             super().__init__()
             layers, side = OrderedDict[str, nn.Module](), around[-1]
             for index, (narrow, wide) in enumerate(pairwise([around[0], *network.widths]), start=1):
@@ -66,13 +66,13 @@ def _predictor() -> type[nn.Module]:
             self.recurrent = cell(num_numbers, network.hidden, batch_first=True)
             self.dense1 = nn.Linear(network.widths[-1] * side * side + network.hidden, network.dense)
             self.relu = nn.ReLU()
-            self.dense2 = nn.Linear(network.dense, FUTURE * num_numbers)
-            self.num_numbers = num_numbers
+            self.dense2 = nn.Linear(network.dense, num_future * num_numbers)
+            self.shape = (num_future, num_numbers)
 
         def forward(self, past: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
             steps, _ = self.recurrent(past)
             both = torch.cat([self.look(around).flatten(1), steps[:, -1]], 1)
             answer: torch.Tensor = self.dense2(self.relu(self.dense1(both)))
-            return answer.reshape(-1, FUTURE, self.num_numbers)
+            return answer.reshape(-1, *self.shape)
 
     return Predictor

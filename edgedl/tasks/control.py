@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import PositiveInt
 
-from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
-
-if TYPE_CHECKING:
-    import torch
+from edgedl.classes import Classes
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, TensorSpec
 
 SEEDS: dict[Split, int] = {"train": 30_000, "validation": 20_000, "test": 10_000}
 """Of the first episode; the next ones count up."""
@@ -23,13 +21,13 @@ MAX_STEPS = 1000
 """Of an episode in an environment that sets itself no limit."""
 
 
-class Control(Task):
+class Control(Classes):
     """Networks answer `logits` (N, actions) to `observation` (N, ...): the highest is the action.
 
     `predict` answers recorded observations, so that files can be compared, and beside that plays an episode for each
     sample's `seed`; its `return` is what is scored. What is recorded is the play of linear policies drawn by chance,
-    of the best 16 of 64, and `action` is what they did; their observations have mean 0 and deviation 1 in each number,
-    here and in episodes. Any `environment` with observations in a Box and Discrete actions will do.
+    of the best 16 of 64, and `label` is the action that they chose; their observations have mean 0 and deviation 1 in
+    each number, here and in episodes. Any `environment` with observations in a Box and Discrete actions will do.
     Source: A. Barto, R. Sutton and C. Anderson, Neuronlike Adaptive Elements That Can Solve Difficult Learning Control
     Problems, 1983; M. Towers et al., Gymnasium, 2024.
     """
@@ -37,7 +35,6 @@ class Control(Task):
     use: str = "control"
     environment: str = "CartPole-v1"
     episodes: PositiveInt = 100
-    outputs: ClassVar[tuple[str, ...]] = ("logits",)
     metric: ClassVar[Metric] = Metric(name="mean return", unit="", higher_is_better=True)
 
     @property
@@ -49,7 +46,7 @@ class Control(Task):
         return {"observation": TensorSpec(tuple(environment(self.environment).observation_space.shape))}
 
     def arrays(self, split: Split) -> Batch:
-        """`observation` (N, ...) float32, `action` and `seed` (N,) int64. Raises `DataError`."""
+        """`observation` (N, ...) float32, `label` and `seed` (N,) int64. Raises `DataError`."""
         sizes: dict[Split, int] = {"validation": NUM_VALIDATION, "test": self.episodes, "calibration": NUM_CALIBRATION}
         first = SEEDS["train" if split == "calibration" else split]
         observations, actions = _recorded(self.environment, first)
@@ -57,7 +54,7 @@ class Control(Task):
         chosen = np.arange(size) % len(actions)
         return {
             "observation": self.standardized(observations[chosen]),
-            "action": actions[chosen],
+            "label": actions[chosen],
             "seed": first + np.arange(size),
         }
 
@@ -69,24 +66,6 @@ class Control(Task):
         """Observations (N, ...) as networks see them, float32."""
         mean, deviation = _moments(self.environment)
         return np.asarray((observations - mean) / deviation, np.float32)
-
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Cross-entropy with the recorded actions: cloning them."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(outputs["logits"], batch["action"])
-
-    def imitate(
-        self,
-        outputs: Mapping[str, torch.Tensor],
-        taught: Mapping[str, torch.Tensor],
-        temperature: float,
-        batch: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Divergence of the softened probabilities of actions."""
-        from edgedl.imitation import divergence
-
-        return divergence(outputs["logits"], taught["logits"], temperature)
 
     def predict(self, session: Session, batch: Batch) -> Batch:
         """`logits` (N, actions) of the observations, and `return` (N,) of an episode that begins with each seed."""
@@ -110,10 +89,6 @@ class Control(Task):
     def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """The return of the worst episode."""
         return {"worst return": float(outputs["return"].min())}
-
-    def decisions(self, outputs: Batch) -> np.ndarray:
-        """The action chosen, (N,) int64."""
-        return np.asarray(outputs["logits"].argmax(axis=1))
 
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
         """The episodes that variants play worst."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -50,9 +48,7 @@ class Denoising(Task):
             assert isinstance(digits, Task)
             clean = digits.arrays(split)["image"]
         else:
-            files = image_files.find(Path(self.folder))
-            names = tuple(str(files[index]) for index in splits.chosen(len(files), split, self.folder))
-            clean = _pictures(names, self._shape()).astype(np.float32) / 255
+            clean = image_files.of_split(self.folder, split, self._shape())
         return {"image": np.clip(clean + self.noise * _normal(SEEDS[split], clean.shape), 0, 1), "clean": clean}
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -107,11 +103,6 @@ def _tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
     import torch
 
     return [torch.from_numpy(np.ascontiguousarray(values)) for values in arrays]
-
-
-@lru_cache(maxsize=4)
-def _pictures(names: tuple[str, ...], shape: tuple[int, int, int]) -> np.ndarray:
-    return np.stack([image_files.picture(Path(name), shape) for name in names])
 
 
 def _normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from edgedl import image_files, road, splits
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.images import pixels
 
 if TYPE_CHECKING:
     import torch
@@ -143,7 +144,7 @@ class Detection(Task):
         }
         shown = []
         for index in range(min(6, len(first["heat"]))):
-            picture = (batch["image"][index].transpose(1, 2, 0) * 255).astype(np.uint8)
+            picture = pixels(batch["image"][index])
             truth = batch["things"][index]
             panels: dict[str, str | np.ndarray] = {"input": picture, "truth": boxed(picture, truth[truth[:, 0] >= 0])}
             for name, pictures in found.items():

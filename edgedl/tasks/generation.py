@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from edgedl import image_files, plugins, splits
+from edgedl import image_files, plugins
 from edgedl.core import Baseline, Batch, Exhibit, Metric, Split, Task, TensorSpec
+from edgedl.images import pixels
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ class Generation(Task):
     def _real(self, split: Split) -> tuple[np.ndarray, np.ndarray | None]:
         """Images (N, C, H, W) in [0, 1] and, of digits, their labels."""
         if self.folder is not None:
-            return _read(self.folder, split, self.image_shape), None
+            return image_files.of_split(self.folder, split, self.image_shape), None
         digits = plugins.load("tasks", "digits")(use="digits")
         assert isinstance(digits, Task)
         found = digits.arrays(split)
@@ -125,16 +125,8 @@ def _sheet(images: np.ndarray, across: int = 4) -> np.ndarray:
     missing = -len(images) % across
     images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
     num, channels, height, width = images.shape
-    rows = images.reshape(num // across, across, channels, height, width).transpose(0, 3, 1, 4, 2)
-    picture: np.ndarray = np.clip(np.rint(rows * 255), 0, 255).astype(np.uint8).reshape(-1, across * width, channels)
-    return picture[:, :, 0] if channels == 1 else picture
-
-
-@lru_cache(maxsize=4)
-def _read(folder: str, split: Split, shape: tuple[int, int, int]) -> np.ndarray:
-    files = image_files.find(Path(folder))
-    chosen = [files[index] for index in splits.chosen(len(files), split, folder)]
-    return np.stack([image_files.picture(file, shape) for file in chosen]).astype(np.float32) / 255
+    rows = images.reshape(num // across, across, channels, height, width).transpose(2, 0, 3, 1, 4)
+    return pixels(rows.reshape(channels, -1, across * width))
 
 
 @lru_cache(maxsize=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from edgedl import speech, splits
-from edgedl.core import Batch, DataError, Exhibit, Split
+from edgedl.core import Batch, DataError, Split
 from edgedl.images import Classification
 from edgedl.sound_files import fitted, of_split, sound
 
@@ -67,21 +66,12 @@ class Keywords(Classification):
                 frames, labels = frames[:NUM_CALIBRATION], labels[:NUM_CALIBRATION]
         return {"image": frames[:, None], "label": labels}
 
-    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
-        """What one of the variants takes for something else, as it was heard: time to the right, high tones on top."""
-        said = {name: self.decisions(outputs) for name, outputs in answers.items()}
-        wrong = np.any([found != batch["label"] for found in said.values()], axis=0)
-        return [
-            Exhibit(
-                f"utterance {index}",
-                {
-                    "input": speech.picture(batch["image"][index, 0]),
-                    "truth": self.classes[batch["label"][index]],
-                    **{name: self.classes[found[index]] for name, found in said.items()},
-                },
-            )
-            for index in np.flatnonzero(wrong)[:6]
-        ]
+    def class_name(self, label: int) -> str:
+        return self.classes[label]
+
+    def shown(self, batch: Batch, index: int) -> np.ndarray:
+        """As it was heard: time to the right, high tones on top."""
+        return speech.picture(batch["image"][index, 0])
 
 
 @lru_cache(maxsize=len(SEEDS))

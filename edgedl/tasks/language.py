@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.files import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -177,16 +178,7 @@ def _text(folder: str | None, pattern: str) -> str:
         files = sorted(root.rglob(pattern))
     if not files:
         raise DataError(f"{root}: no {pattern} in it" if root.is_dir() else f"{root}: no such folder")
-    return "\n".join(_decoded(file) for file in files)
-
-
-def _decoded(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+    return "\n".join(read_text(file).replace("\r\n", "\n") for file in files)
 
 
 def _part(folder: str | None, pattern: str, split: Split) -> str:

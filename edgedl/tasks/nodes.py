@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import PositiveInt, model_validator
 
+from edgedl import files
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ NUM_INTERESTS, OFTEN, SELDOM = 64, 0.28, 0.1
 UNKNOWN = -1
 
 
-class Graph(NamedTuple):
+class LabelledGraph(NamedTuple):
     """Nodes, what is known of each, and who is joined to whom."""
 
     names: tuple[str, ...]
@@ -129,13 +130,13 @@ class Nodes(Task):
             shown.append(Exhibit(f"node {graph.names[node]}", panels))
         return shown
 
-    def _graph(self) -> Graph:
+    def _graph(self) -> LabelledGraph:
         if self.edges is not None and self.features is not None:
             return _read(self.edges, self.features)
         return _karate() if self.graph == "karate" else _blocks()
 
 
-def _chosen(graph: Graph, split: Split, num_known: int) -> np.ndarray:
+def _chosen(graph: LabelledGraph, split: Split, num_known: int) -> np.ndarray:
     """Whether each node is of a split, (n,) bool."""
     chosen = np.zeros(len(graph.names), bool)
     for label in range(len(graph.classes)):
@@ -151,7 +152,7 @@ def _chosen(graph: Graph, split: Split, num_known: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _blocks() -> Graph:
+def _blocks() -> LabelledGraph:
     rng, num = np.random.default_rng(0), GROUPS * MEMBERS
     inside, outside = FRIENDS_INSIDE / (MEMBERS - 1), FRIENDS_OUTSIDE / (num - MEMBERS)
     chances = np.full((GROUPS, GROUPS), outside)
@@ -161,16 +162,18 @@ def _blocks() -> Graph:
     shared = rng.random((GROUPS, NUM_INTERESTS)) < 1 / 4
     features = rng.random((num, NUM_INTERESTS)) < np.where(shared[labels], OFTEN, SELDOM)
     names, classes = (tuple(map(str, range(count))) for count in (num, GROUPS))
-    return Graph(names, features.astype(np.float32), labels, classes, np.array(list(edges)))
+    return LabelledGraph(names, features.astype(np.float32), labels, classes, np.array(list(edges)))
 
 
 @lru_cache(maxsize=1)
-def _karate() -> Graph:
+def _karate() -> LabelledGraph:
     graph = _networkx().karate_club_graph()
     clubs = [graph.nodes[node]["club"] for node in graph]
     classes, labels = np.unique(clubs, return_inverse=True)
     names = tuple(map(str, graph))
-    return Graph(names, np.eye(len(names), dtype=np.float32), labels, tuple(classes), np.array(list(graph.edges)))
+    return LabelledGraph(
+        names, np.eye(len(names), dtype=np.float32), labels, tuple(classes), np.array(list(graph.edges))
+    )
 
 
 def _networkx() -> Any:
@@ -182,7 +185,7 @@ def _networkx() -> Any:
 
 
 @lru_cache(maxsize=2)
-def _read(edges: str, features: str) -> Graph:
+def _read(edges: str, features: str) -> LabelledGraph:
     records: dict[str, tuple[list[float], str]] = {}
     for line, values in _lines(Path(features)):
         name, *numbers, label = values if len(values) > 2 else ["", "", ""]
@@ -211,13 +214,10 @@ def _read(edges: str, features: str) -> Graph:
     if not pairs:
         raise DataError(f"{edges}: no edges in it")
     table = np.array([numbers for numbers, _ in records.values()], np.float32)
-    return Graph(tuple(records), table, labels, tuple(map(str, classes)), np.array(sorted(pairs)))
+    return LabelledGraph(tuple(records), table, labels, tuple(map(str, classes)), np.array(sorted(pairs)))
 
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The number of each line that is not empty, and its words."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text in UTF-8: {error}") from error
+    lines = files.read_text(file).splitlines()
     return ((number, line.split()) for number, line in enumerate(lines, start=1) if line.strip())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgedl import measure
+from edgedl import files, measure
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 
 if TYPE_CHECKING:
@@ -163,12 +163,7 @@ def _read(file: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _records(file: Path) -> Iterator[tuple[int, int, float]]:
     """User, item and stars, line by line: with tabs between them, or with commas under a header."""
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+    lines = files.read_text(file).splitlines()
     separator, places = "\t", [0, 1, 2]
     if lines and "\t" not in lines[0]:
         header, separator = lines[0].split(","), ","

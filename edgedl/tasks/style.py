@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from edgedl import image_files, splits
+from edgedl import image_files
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
+from edgedl.images import pixels
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ class Style(Task):
         if split == "calibration":
             return {name: values[:128] for name, values in self.arrays("train").items()}
         if self.folder is not None:
-            return {"image": _read(self.folder, split, self.size)}
+            return {"image": image_files.of_split(self.folder, split, (3, self.size, self.size))}
         return {"image": _parts(_photograph("china.jpg"), split, self.size)}
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -96,15 +97,15 @@ class Style(Task):
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
         """Before and after, and how alike compressed and float outputs are."""
         (_, first), *others = answers.items()
-        style = _picture(_style_image(self.style, self.size))
+        style = pixels(_style_image(self.style, self.size))
         shown = []
         for index in range(0, len(batch["image"]), max(1, len(batch["image"]) // 6))[:6]:
             part = slice(index, index + 1)
             said = [
                 f"{name}: SSIM to float {_ssim(o['styled'][part], first['styled'][part]):.3f}" for name, o in others
             ]
-            panels = {"input": _picture(batch["image"][index]), "style": style}
-            panels |= {name: _picture(found["styled"][index]) for name, found in answers.items()}
+            panels = {"input": pixels(batch["image"][index]), "style": style}
+            panels |= {name: pixels(found["styled"][index]) for name, found in answers.items()}
             shown.append(Exhibit("; ".join(said) or f"image {index}", panels))
         return shown
 
@@ -249,13 +250,6 @@ def _vgg(name: str) -> list[nn.Module]:
     return convolutions
 
 
-@lru_cache(maxsize=4)
-def _read(folder: str, split: Split, size: int) -> np.ndarray:
-    files = image_files.find(Path(folder))
-    chosen = [files[index] for index in splits.chosen(len(files), split, folder)]
-    return np.stack([image_files.picture(file, (3, size, size)) for file in chosen]).astype(np.float32) / 255
-
-
 @lru_cache(maxsize=2)
 def _photograph(name: str) -> np.ndarray:
     """One of scikit-learn's, halved: (3, H, W) float32 in [0, 1]."""
@@ -291,12 +285,6 @@ def _parts(photograph: np.ndarray, split: Split, size: int) -> np.ndarray:
         part = photograph[:, top : top + size, left : left + size]
         parts.append(part[:, :, ::-1] if rng.random() < 0.5 else part)
     return np.stack(parts)
-
-
-def _picture(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) in [0, 1] as (H, W, 3) uint8."""
-    picture: np.ndarray = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
-    return picture.transpose(1, 2, 0)
 
 
 def _ssim(one: np.ndarray, other: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from edgedl import files
 from edgedl.classes import Classes
 from edgedl.core import Batch, DataError, Session, Split, TensorSpec
 
@@ -185,7 +186,7 @@ def _sources(part: str) -> list[Path]:
 def _passages(file: Path, length: int) -> list[list[str]]:
     """Runs of `length` words of a file's docstrings, the last of each at least half as long."""
     found = []
-    for docstring in re.findall(r'"""(.*?)"""', _decoded(file), re.DOTALL):
+    for docstring in re.findall(r'"""(.*?)"""', files.read_text(file), re.DOTALL):
         prose = "\n".join(line for line in docstring.splitlines() if not line.lstrip().startswith((">>>", "...")))
         words = [word for word in re.findall("[a-z]+", prose.lower()) if word not in GIVEAWAYS]
         found += [words[start : start + length] for start in range(0, len(words) - length // 2 + 1, length)]
@@ -199,7 +200,7 @@ def _reviews(folder: Path, classes: Sequence[str]) -> Passages:
             raise DataError(
                 f"{folder / name}: no such folder; the folder of aclImdb has train/neg, train/pos, test/..."
             )
-        found += [(split_words(_decoded(file)), label) for file in sorted((folder / name).glob("*.txt"))]
+        found += [(split_words(files.read_text(file)), label) for file in sorted((folder / name).glob("*.txt"))]
     return found
 
 
@@ -212,7 +213,7 @@ def _table(file: Path) -> tuple[list[str], Passages]:
 
 
 def _rows(file: Path) -> Iterator[tuple[list[str], str]]:
-    reader = csv.DictReader(io.StringIO(_decoded(file), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(files.read_text(file), newline=""), strict=True)
     if lacking := {"text", "label"} - set(reader.fieldnames or ()):
         raise DataError(
             f"{file}: no column {' or '.join(sorted(lacking))}; it has {', '.join(reader.fieldnames or ())}"
@@ -227,15 +228,6 @@ def _rows(file: Path) -> Iterator[tuple[list[str], str]]:
             yield split_words(row["text"]), row["label"].strip()
     except csv.Error as error:
         raise DataError(f"{file}: what follows record {record} is no CSV: {error}") from error
-
-
-def _decoded(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
 
 
 def _shuffled(passages: Passages) -> Passages:

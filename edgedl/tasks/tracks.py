@@ -66,6 +66,11 @@ class Tracks(Task):
     def inputs(self) -> Mapping[str, TensorSpec]:
         return {"past": TensorSpec((PAST, 2)), "map": TensorSpec((1, CELLS, CELLS))}
 
+    @property
+    def num_future(self) -> int:
+        """How many positions are to be found."""
+        return FUTURE
+
     def arrays(self, split: Split) -> Batch:
         """`past` (N, 8, 2), `map` (N, 1, 32, 32) and `deviation` (N, 12, 2), float32. Raises `DataError`."""
         if split == "calibration":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from edgedl import sound_files, speech, splits
+from edgedl import files, sound_files, speech, splits
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 from edgedl.drawing import Chance
 
@@ -193,11 +193,7 @@ def _folders(root: Path, pattern: str) -> list[Path]:
 def _transcribed(folder: Path) -> Iterator[tuple[Path, str]]:
     """Each recording that a file of transcripts names, and what is said in it."""
     for file in sorted(folder.rglob("*.trans.txt")):
-        try:
-            lines = file.read_bytes().decode("utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(files.read_text(file).splitlines(), start=1):
             name, _, text = line.strip().partition(" ")
             recording = file.with_name(f"{name}.wav")
             if not recording.is_file() and recording.with_suffix(".flac").is_file():

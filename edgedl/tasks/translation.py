@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from edgedl import splits
+from edgedl import files, splits
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 from edgedl.number_words import PAIRS, Pair
 
@@ -183,13 +183,7 @@ def _drawn() -> Iterator[Pair]:
 
 
 def _read(file: Path) -> Iterator[Pair]:
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(files.read_text(file).splitlines(), start=1):
         source, tab, rest = line.partition("\t")
         target = rest.partition("\t")[0]
         if not tab:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from edgedl import image_files, plugins, splits
+from edgedl import image_files, plugins
 from edgedl.core import Baseline, Batch, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.images import pixels
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +53,7 @@ class Variational(Task):
             assert isinstance(digits, Task)
             images = digits.arrays(split)["image"]
         else:
-            images = _read(self.folder, split, self._shape())
+            images = image_files.of_split(self.folder, split, self._shape())
         noise = np.random.default_rng(SEEDS[split]).standard_normal((len(images), self.code))
         return {"image": images, "noise": noise.astype(np.float32)}
 
@@ -92,8 +91,8 @@ class Variational(Task):
         order = np.argsort(next(iter(bounds.values())), kind="stable")
         shown = []
         for index in order[np.linspace(0, len(order) - 1, min(6, len(order))).astype(int)]:
-            panels = {"input": _picture(batch["image"][index])}
-            panels |= {name: _picture(found["restored"][index]) for name, found in answers.items()}
+            panels = {"input": pixels(batch["image"][index])}
+            panels |= {name: pixels(found["restored"][index]) for name, found in answers.items()}
             said = ", ".join(f"{name} {values[index]:.1f}" for name, values in bounds.items())
             shown.append(Exhibit(f"ELBO: {said} nats", panels))
         return shown
@@ -114,16 +113,3 @@ class Variational(Task):
         if self.folder is None:
             return (1, 28, 28)
         return (1 if self.colour == "grey" else 3, self.size, self.size)
-
-
-@lru_cache(maxsize=4)
-def _read(folder: str, split: Split, shape: tuple[int, int, int]) -> np.ndarray:
-    files = image_files.find(Path(folder))
-    chosen = [files[index] for index in splits.chosen(len(files), split, folder)]
-    return np.stack([image_files.picture(file, shape) for file in chosen]).astype(np.float32) / 255
-
-
-def _picture(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) in [0, 1] as a picture."""
-    picture: np.ndarray = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    return picture[:, :, 0] if picture.shape[2] == 1 else picture
