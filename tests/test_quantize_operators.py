@@ -15,7 +15,7 @@ from edgedl import ladder, measure, plugins, stats
 from edgedl.core import Model, Target, Task, UnsupportedOperator
 from edgedl.engine import build_engine
 from edgedl.quantize.operators import OPERATORS
-from edgedl.quantize.schemes import AFFINE, SYMMETRIC
+from edgedl.quantize.schemes import AFFINE, LITERT, SYMMETRIC
 from edgedl.quantize.simulate import Quantization, export_graph, simulate
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise, Residual
@@ -259,6 +259,25 @@ def test_an_unlisted_operator_is_an_error_that_names_it_and_its_layer():
     net.add_module("strange", Apply(torch.erf))
     with pytest.raises(UnsupportedOperator, match=r"aten\.erf\.default.*strange"):
         simulate(net.eval(), Noise(shape=IMAGE), AFFINE)
+
+
+class Steered(nn.Module):
+    """A dense layer whose weight is an input, or is made of its own parameters."""
+
+    def __init__(self, given: bool) -> None:
+        super().__init__()
+        self.given, self.first, self.table = given, nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.first(x).relu(), weight[0] if self.given else self.table.tanh())
+
+
+@pytest.mark.parametrize("scheme", [AFFINE, LITERT], ids=lambda scheme: scheme.name)
+def test_a_weight_that_depends_on_inputs_is_refused(scheme):
+    task = Noise(shape=(8, 8), num_inputs=2)
+    with pytest.raises(UnsupportedOperator, match=r"aten\.linear\.default with a weight that depends on inputs, made"):
+        simulate(Steered(given=True).eval(), task, scheme)
+    assert simulate(Steered(given=False).eval(), task, scheme).evaluated("test").score > 0
 
 
 @pytest.mark.parametrize("scheme", [AFFINE, SYMMETRIC], ids=lambda scheme: scheme.name)

@@ -62,15 +62,15 @@ def kept(graph: GraphModule, names: Collection[str], part_of: PartOf = block_of)
 
 def all_but_weighted(graph: GraphModule) -> set[Node]:
     """Every operator but those with weights or tables, and what kernels apply: the stream between stays in float."""
-    return {node for node in graph.graph.nodes if _computes(node) and not _is_weighted(node)}
+    return {node for node in graph.graph.nodes if _computes(node) and not _in_weighted_kernel(node)}
 
 
-def _is_weighted(node: Node) -> bool:
+def _in_weighted_kernel(node: Node) -> bool:
     operator = OPERATORS.get(str(node.target))
     if operator is None or operator.role is not Role.ACTIVATES:
         return operator is not None and operator.role in (Role.WEIGHTED, Role.LOOKS_UP)
     source = node.args[0]  # right behind it: with a grid between the two it would be a kernel of its own
-    return isinstance(source, Node) and _is_weighted(source)
+    return isinstance(source, Node) and _in_weighted_kernel(source)
 
 
 def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:

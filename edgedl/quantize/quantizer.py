@@ -74,7 +74,10 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         if operator.bounds is not None:
             output = self.grids[node] = self._bounded(*operator.bounds)
         elif operator.role is Role.WEIGHTED:
-            specs[cast("Node", node.args[operator.weight])] = self._weight(operator.weight_axis)
+            weight = cast("Node", node.args[operator.weight])
+            if _is_given(weight):
+                raise UnsupportedOperator(f"{node.target} with a weight that depends on inputs", layer_of(node))
+            specs[weight] = self._weight(operator.weight_axis)
         elif operator.role is Role.LOOKS_UP:
             table = cast("Node", node.args[operator.weight])
             specs[table], output = self.table, SharedQuantizationSpec((table, node))
@@ -264,6 +267,11 @@ def operator_of(node: Node) -> Operator:
     if name not in OPERATORS:
         raise UnsupportedOperator(name, layer_of(node))
     return OPERATORS[name]
+
+
+def _is_given(value: Node) -> bool:
+    """Whether a value depends on the network's inputs: no file has a grid for each channel of such a one."""
+    return value.op == "placeholder" or any(map(_is_given, value.all_input_nodes))
 
 
 def layer_of(node: Node) -> str:

@@ -258,11 +258,11 @@ def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]
         files.write_text(folder / "reproduce.sh", _reproduce(name + stand_in, run))
 
 
-def _reproduce(files: str, run: Run) -> str:
+def _reproduce(what: str, run: Run) -> str:
     bench = run.recipe.bench
     return (
         "#!/bin/sh\n"
         "# Scores this file over the whole test set of the run's recipe and measures it again, on this machine.\n"
         'cd "$(dirname "$0")" || exit 1\n'
-        f"exec edgedl bench {files} --recipe ../../../recipe.toml --seconds {bench.min_seconds:g}\n"
+        f"exec edgedl bench {what} --recipe ../../../recipe.toml --seconds {bench.min_seconds:g}\n"
     )
