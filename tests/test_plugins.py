@@ -23,7 +23,8 @@ from edgedl.recipe import tomllib
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EVERY = [(kind, name) for kind in plugins.BASES for name in plugins.names(kind)]
 HEAVY = ["torch", "torchao", "onnx", "onnxscript", "onnxruntime", "litert_torch", "ai_edge_litert", "tensorrt",
-         "tensorrt_rtx", "cuda.bindings.runtime", "sklearn", "scipy", "datasets", "tensorflow", "jax"]  # fmt: skip
+         "tensorrt_rtx", "cuda.bindings.runtime", "sklearn", "scipy", "datasets", "tensorflow", "jax", "transformers",
+         "keras"]  # fmt: skip
 
 TASKS = {
     "recurrent-classifier": "text",
@@ -57,6 +58,13 @@ ANSWERS = {
     "detector": (3, 24, 24),
 }
 """The shape of what a network says of a digit, where it is more than a number for each class; the first of several."""
+
+FAMILIES = [
+    name
+    for name in plugins.names("models")
+    if not any(field.is_required() for field in plugins.load("models", name).model_fields.values())
+]
+"""Networks that need nothing but their own fields: the others take one of a person's."""
 
 each_plugin = pytest.mark.parametrize(("kind", "name"), EVERY, ids=lambda value: value)
 each_target = pytest.mark.parametrize("target", [plugins.load("targets", name) for name in plugins.names("targets")])
@@ -164,7 +172,7 @@ def first_output(answer: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tenso
     return answer[0] if isinstance(answer, tuple) else answer
 
 
-@pytest.mark.parametrize("name", plugins.names("models"))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_network_maps_a_batch_of_the_task_to_its_outputs(name):
     task, network = plugins.load("tasks", TASKS.get(name, "digits"))(), plugins.load("models", name)()
     assert isinstance(network, Network)
@@ -192,7 +200,7 @@ def test_a_network_maps_a_batch_of_the_task_to_its_outputs(name):
         assert (logits[0] != logits[1]).any()
 
 
-@pytest.mark.parametrize("name", plugins.names("models"))
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_seed_alone_decides_how_a_network_begins(name):
     task, network = plugins.load("tasks", TASKS.get(name, "digits"))(), plugins.load("models", name)()
 
