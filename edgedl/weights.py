@@ -85,8 +85,8 @@ def _refusal(file: str, error: pickle.UnpicklingError) -> str:
         return f"{file}: no checkpoint that PyTorch wrote, or a truncated one"
     asks = re.search(r"GLOBAL ([\w.]+)", str(error))
     return (
-        f"{file}: holds more than tensors{f' ({asks[1]})' if asks else ''}, so that reading it would run code of whoever "
-        "made it; save its state_dict() alone, or set unpickle = true if you trust it"
+        f"{file}: holds more than tensors{f' ({asks[1]})' if asks else ''}, so that reading it would run code of "
+        "whoever made it; save its state_dict() alone, or set unpickle = true if you trust it"
     )
 
 
