@@ -78,18 +78,20 @@ class Classes(Task):
                 "truth": self.class_name(int(batch["label"][index])),
             }
             for name, decided in chosen.items():
-                share = _softmax(answers[name]["logits"][index])[decided[index]]
+                share = softmax(answers[name]["logits"][index])[decided[index]]
                 panels[name] = f"{self.class_name(int(decided[index]))} ({share:.0%})"
-            found.append(Exhibit(f"sample {index}: {_judged(dict(zip(chosen, right[:, index], strict=True)))}", panels))
+            found.append(Exhibit(f"sample {index}: {judged(dict(zip(chosen, right[:, index], strict=True)))}", panels))
         return found
 
 
-def _judged(right: Mapping[str, bool]) -> str:
+def judged(right: Mapping[str, bool]) -> str:
+    """Which of the files are right, in words."""
     if len(set(right.values())) == 1:
         return "all are right" if all(right.values()) else "all are wrong"
     return ", ".join(f"{name} is {'right' if fine else 'wrong'}" for name, fine in right.items())
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares of the classes from logits (classes,)."""
     powers = np.exp(logits - logits.max())
     return np.asarray(powers / powers.sum())

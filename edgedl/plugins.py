@@ -7,9 +7,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgedl.core import MissingPackage, ModelFileError, Network, Part, Step, Target, Task, UsageError
 
@@ -53,6 +53,15 @@ def load(kind: Kind, name: str) -> type[Part]:
     wanted = module_name.replace("_", "")
     found = next(value for key, value in vars(module).items() if key.lower() == wanted and isinstance(value, type))
     return _checked(kind, name, found)
+
+
+def function(name: str) -> Callable[..., Any]:
+    """What "package.module:function" names, imported and callable. Raises `UsageError`."""
+    module_name, _, attribute = name.partition(":")
+    found = _attribute(module_name, attribute)
+    if not callable(found):
+        raise UsageError(f"{name} is a {type(found).__name__}, no function")
+    return found
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ Location = tuple[str | int, ...]
 
 PARTS: dict[str, plugins.Kind] = {"task": "tasks", "model": "models", "steps": "steps", "targets": "targets"}
 SEVERAL = ("steps", "targets")
-NESTED: dict[str, plugins.Kind] = {"target": "targets", "student": "models"}
+NESTED: dict[str, plugins.Kind] = {"target": "targets", "student": "models", "teacher": "models"}
 """Keys of parts that hold another part."""
 FOREIGN = {
     "description": "A class of one's own, package.module:Class; its keys are its fields.",
@@ -228,7 +228,7 @@ def _keys(model: type[BaseModel], loc: Location) -> list[str]:
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _place(file: Path, text: str, location: Location) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveInt
 
 from edgedl.core import Network, Task
-from edgedl.images import Classification
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +25,7 @@ class MLP(Network):
         from torch import nn
 
         features = prod(next(iter(task.inputs.values())).shape)
-        num_answers = task.num_classes if isinstance(task, Classification) else 1
+        num_answers: int = getattr(task, "num_classes", 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for index, width in enumerate(self.widths, start=1):
             layers[f"dense{index}"] = nn.Linear(features, width)

@@ -1,0 +1,186 @@
+"""Data sets from files: arrays (.npz) and tables (.csv), each file one part of the data or the whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgedl.core import DataError
+from edgedl.records import MAX_BYTES, Records
+
+WHOLE = "all"
+"""The name of the only part of a data set that is not divided."""
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What people call the parts of a data set, in lower case."""
+
+
+def read(file: Path) -> dict[str, Records]:
+    """The parts of a data set in a file, or in the files train, validation and test of a folder. Raises `DataError`."""
+    if file.is_dir():
+        inner = {PARTS[entry.stem.lower()]: entry for entry in sorted(file.iterdir()) if is_part(entry)}
+        return {name: whole(entry) for name, entry in inner.items()}
+    if not file.exists():
+        raise DataError(f"{file}: no such file or folder")
+    if file.suffix.lower() == ".npz":
+        return of_npz(file)
+    return {WHOLE: whole(file)}
+
+
+def is_part(file: Path) -> bool:
+    """Whether a file is one part of a data set: `train.csv`."""
+    return file.is_file() and file.stem.lower() in PARTS and file.suffix.lower() in READERS
+
+
+def whole(file: Path) -> Records:
+    """A file that is one part, or all there is. Raises `DataError`."""
+    reader = READERS.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f'{file}: unknown ending "{file.suffix}"; there are: {", ".join(READERS)}')
+    try:
+        return reader(file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def of_npz(file: Path) -> dict[str, Records]:
+    """Arrays by name; names such as `train/x` and `test/x` make parts. Never unpickles anything."""
+    arrays = _arrays(file)
+    divided = {name: PARTS.get(name.partition("/")[0].lower()) for name in arrays if "/" in name}
+    if not any(divided.values()):
+        return {WHOLE: _of_arrays(arrays, str(file))}
+    if strays := [name for name in arrays if divided.get(name) is None]:
+        raise DataError(f"{file}: array {strays[0]} is in no part; name it train/{strays[0]}, test/{strays[0]}, ...")
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, values in arrays.items():
+        parts.setdefault(PARTS[name.partition("/")[0].lower()], {})[name.partition("/")[2]] = values
+    return {name: _of_arrays(values, f"{file}, part {name}") for name, values in parts.items()}
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    name = ""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_BYTES:
+            raise DataError(f"{file}: {size >> 20} MiB of arrays; at most {MAX_BYTES >> 20} are held in memory")
+        found = {}
+        with np.load(file, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                found[name] = arrays[name]
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        if "Object arrays" in str(error):
+            raise DataError(
+                f"{file}: array {name} holds Python objects, which could run code when read; save numbers, "
+                "or texts as an array of str"
+            ) from error
+        what = f"array {name} cannot be read" if name else "cannot be read as an .npz file"
+        raise DataError(f"{file}: {what}: {error}") from error
+    for name, values in found.items():
+        if not isinstance(values, np.ndarray):
+            raise DataError(f"{file}: {name} is no array")
+    return found
+
+
+def _of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Records:
+    for name, values in arrays.items():
+        if values.ndim == 0:
+            raise DataError(f"{source}: {name} is a single value; the first axis of every array counts the records")
+    return Records(arrays, source, lambda record: f"{source}: record {record}")
+
+
+def _npz_part(file: Path) -> Records:
+    return _of_arrays(_arrays(file), str(file))
+
+
+def _csv(file: Path, delimiter: str = ",") -> Records:
+    """A table with a header; cells stay text until they are asked for."""
+    lines: list[int] = []
+    rows: list[list[str]] = []
+    try:
+        reader = csv.reader(io.StringIO(_text(file), newline=""), delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise DataError(
+                    f"{file}:{reader.line_num}: {len(values)} values, but the header names {len(header)} columns"
+                )
+            lines.append(reader.line_num)
+            rows.append([value.strip() for value in values])
+    except csv.Error as error:
+        raise DataError(f"{file}:{lines[-1] + 1 if lines else 1}: no CSV from here on: {error}") from error
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise DataError(f"{file}: two columns are named {twice[0]!r}")
+    if not rows:
+        raise DataError(f"{file}: " + ("has a header, but no rows" if header else "is empty"))
+    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+    return Records(columns, str(file), lambda record: f"{file}:{lines[record]}", is_table=True)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{file}:{line}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}; save it as UTF-8"
+        ) from error
+
+
+READERS: Mapping[str, Callable[[Path], Records]] = {
+    ".npz": _npz_part,
+    ".csv": _csv,
+    ".tsv": lambda file: _csv(file, "\t"),
+}
+
+
+def of_columns(columns: Mapping[str, object], source: str) -> Records:
+    """Arrays, tensors or lists given from Python, by name. Raises `DataError`."""
+    found = {}
+    for name, values in columns.items():
+        if hasattr(values, "detach"):  # a tensor
+            values = values.detach().cpu().numpy()
+        elif hasattr(values, "to_numpy"):  # a column of pandas
+            values = values.to_numpy()
+        if isinstance(values, np.ndarray):
+            if values.ndim == 0:
+                raise DataError(f"{source}: {name} is a single value; the first axis counts the records")
+            found[str(name)] = list(values) if values.dtype == object else values
+        elif isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
+            found[str(name)] = list(values)
+        else:
+            raise DataError(f"{source}: {name} is a {type(values).__name__}, no array")
+    return Records(found, source, lambda record: f"{source}: record {record}")
+
+
+def of_given(value: object) -> dict[str, Records]:
+    """The parts of what is given from Python: arrays by name, or those of each part, or a function that returns them.
+
+    Raises `DataError` for anything else.
+    """
+    source = "the data given"
+    if callable(value):
+        value = value()
+    if not isinstance(value, Mapping):
+        raise DataError(f"{source}: a {type(value).__name__}; it has to be arrays by name, or these by part")
+    if not value:
+        raise DataError(f"{source}: there are no arrays in it")
+    if all(str(name).lower() in PARTS for name in value) and all(isinstance(part, Mapping) for part in value.values()):
+        return {str(name): of_columns(part, f"{source}, part {name}") for name, part in value.items()}
+    return {WHOLE: of_columns(value, source)}

@@ -1,0 +1,371 @@
+"""Records made what a network is given: inputs and labels by name, in splits, with all that was done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from edgedl import metrics, plugins, splits
+from edgedl.core import Batch, DataError, Split, TensorSpec
+from edgedl.data_files import PARTS, WHOLE
+from edgedl.metrics import Kind
+from edgedl.records import Records
+
+STACKED = "features"
+"""The input that single numbers of a table become, unless it is named."""
+VALIDATION_SHARE = 5
+"""One of so many training records validates, where no others are there for it."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made of the records."""
+
+    inputs: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    label: str | None = None
+    kind: Kind | Literal["any", "none"] = "classes"
+    """What the label has to be; "none" where there need not be any."""
+    others: bool = False
+    """Whether columns that are neither inputs nor label are kept, for a function of one's own."""
+    standardize: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channels_last: bool = False
+    parts: Mapping[str, str] | None = None
+    """Which part of the source each split is, where their names do not say it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Arrays of every split, and what an application has to do to its own before it runs the network."""
+
+    arrays: Mapping[Split, Batch]
+    inputs: Mapping[str, TensorSpec]
+    label: str | None
+    classes: tuple[str, ...]
+    """Names of the classes; empty where the label is a number."""
+    images: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    """Inputs that are images: mean and deviation of each channel in [0, 1], as they were taken off."""
+    channels_last: bool
+    """The layout of these."""
+    columns: Mapping[str, tuple[str, ...]]
+    """Inputs that are several columns: their names."""
+    preprocessing: dict[str, Any]
+    """The same in words and numbers that are JSON."""
+
+
+def prepare(parts: Mapping[str, Records], wanted: Wanted) -> Prepared:
+    """Everything at once: data is checked as a whole before anything expensive starts. Raises `DataError`."""
+    first = next(iter(parts.values()))
+    label = _label(first, wanted)
+    names, stacked = _inputs(first, label, wanted)
+    said: dict[str, Any] = {}
+    arrays: dict[str, dict[str, np.ndarray]] = {part: {} for part in parts}
+    for name in names:
+        columns = stacked.get(name, (name,))
+        for part, records in parts.items():
+            arrays[part][name] = _input(records, name, columns, stacked=name in stacked)
+        _alike(name, parts, arrays)
+        said[name] = _origin(first, columns, name in stacked, arrays[next(iter(parts))][name].dtype.name)
+    classes: tuple[str, ...] = ()
+    if label is not None:
+        classes = _add_labels(parts, arrays, label, wanted.kind)
+    if wanted.others:
+        for name in first.columns:
+            if name not in arrays[next(iter(parts))] and not first.is_text(name):
+                for part, records in parts.items():
+                    arrays[part][name] = _column(records, name)
+    divided, how = _divided(arrays, parts, wanted.parts)
+    images = {}
+    for name in names:
+        values = divided["train"][name]
+        pixels = values.dtype == np.uint8 and values.ndim == 4
+        if name in first.images or (pixels and (wanted.mean or wanted.std)):
+            images[name] = _normalize(divided, name, wanted, name in first.images, first.source)
+            said[name] |= {
+                "range": "0 to 255 becomes 0 to 1, then (x - mean) / std of each channel",
+                "scale": 1 / 255,
+                "mean": images[name][0].tolist(),
+                "std": images[name][1].tolist(),
+                "layout": "channels-last" if wanted.channels_last else "channels-first",
+                **first.notes,
+            }
+        elif name in stacked and wanted.standardize:
+            mean, deviation = _standardize(divided, name)
+            said[name] |= {"mean": mean.tolist(), "std": deviation.tolist(), "from": "the training records"}
+    inputs = {}
+    for name in names:
+        values = divided["train"][name]
+        inputs[name] = TensorSpec(values.shape[1:], values.dtype.name)
+        said[name] |= {"dtype": values.dtype.name, "shape": list(values.shape[1:])}
+    left_out = [name for name in first.columns if name not in {*names, label, *sum(stacked.values(), ())}]
+    sizes = {str(split): len(next(iter(found.values()))) for split, found in divided.items()}
+    preprocessing = {
+        "source": first.source,
+        "inputs": said,
+        "label": {"name": label, **({"classes": list(classes)} if classes else {})} if label else None,
+        "left_out": left_out,
+        "splits": {"drawn": how, **sizes},
+    }
+    return Prepared(divided, inputs, label, classes, images, wanted.channels_last, stacked, preprocessing)
+
+
+def _label(records: Records, wanted: Wanted) -> str | None:
+    """The column of labels: the one that is named, or one named "label"."""
+    if wanted.label is not None:
+        _check_name(records, wanted.label, "label")
+        return wanted.label
+    if wanted.kind == "none":
+        return None
+    if "label" in records.columns:
+        return "label"
+    if wanted.kind == "any":
+        return None
+    raise DataError(
+        f"{records.source}: which of its columns is the label? Say label = one of {', '.join(records.columns)}; "
+        "without labels, say which network the answers are held against: teacher"
+    )
+
+
+def _inputs(records: Records, label: str | None, wanted: Wanted) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The names of inputs in order, and which of them are several columns."""
+    free = [name for name in records.columns if name not in (label, "label")]
+    for name in wanted.columns:
+        _check_name(records, name, "columns")
+    numbers = tuple(name for name in free if not records.is_text(name))
+    if wanted.inputs:
+        taken = {name for name in wanted.inputs if name in records.columns}
+        strays = [name for name in wanted.inputs if name not in records.columns]
+        if len(strays) > 1 or (strays and not wanted.columns and (strays != [STACKED] or not records.is_table)):
+            _check_name(records, strays[0], "inputs")
+        if wanted.columns and not strays:
+            raise DataError(
+                f"columns are put together as one input, but inputs has no name for it: "
+                f"{', '.join(wanted.inputs)} are columns themselves"
+            )
+        columns = wanted.columns or tuple(
+            name for name in numbers if name not in taken and records.is_scalar(name) and name not in records.images
+        )
+        names, stacked = wanted.inputs, dict.fromkeys(strays, columns)
+    elif wanted.columns:
+        names, stacked = (STACKED,), {STACKED: wanted.columns}
+    elif records.is_table:
+        columns = tuple(name for name in numbers if name not in records.images and records.is_scalar(name))
+        own = tuple(name for name in numbers if name not in columns)
+        names, stacked = ((STACKED,) if columns else ()) + own, {STACKED: columns} if columns else {}
+    else:
+        names, stacked = numbers, {}
+    if not names or any(not columns for columns in stacked.values()):
+        raise DataError(
+            f"{records.source}: nothing is left for the network's input; it has {', '.join(records.columns)}"
+            + (f", of which {label} is the label" if label else "")
+        )
+    if label is not None and label in (*names, *sum(stacked.values(), ())):
+        raise DataError(f"{records.source}: {label} is the label and cannot be an input, too")
+    return names, stacked
+
+
+def _check_name(records: Records, name: str, key: str) -> None:
+    if name not in records.columns:
+        raise DataError(f"{records.source}: {key}: no column {name!r}; {plugins.nearest(name, records.columns)}")
+
+
+def _column(records: Records, name: str) -> np.ndarray:
+    _check_name(records, name, "inputs")
+    if records.is_text(name) and not isinstance(records.columns[name], np.ndarray):
+        shown = records.columns[name][0]
+        raise DataError(f"{records.place(0)}: {name} holds {shown!r}, but networks take numbers")
+    return records.array(name)
+
+
+def _input(records: Records, name: str, columns: Sequence[str], stacked: bool) -> np.ndarray:
+    if not stacked:
+        return _column(records, name)
+    found = [_column(records, column) for column in columns]
+    for column, values in zip(columns, found, strict=True):
+        if values.ndim != 1:
+            raise DataError(
+                f"{records.source}: {column} has shape {values.shape[1:]} a record and cannot be put together with "
+                "other columns; name it under inputs"
+            )
+    return np.stack(found, axis=1).astype(np.float32)
+
+
+def _origin(records: Records, columns: Sequence[str], stacked: bool, dtype: str) -> dict[str, Any]:
+    """What an input was in the source, where it was something else."""
+    given = sorted({found for column in columns if (found := records.dtype(column)) not in (None, dtype)} - {None})
+    said: dict[str, Any] = {"columns": list(columns)} if stacked else {}
+    return said | ({"converted": f"{', '.join(map(str, given))} to {dtype}"} if given else {})
+
+
+def _alike(name: str, parts: Mapping[str, Records], arrays: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Raises `DataError` where two parts differ in what a record is."""
+    (first, values), *others = ((part, arrays[part][name]) for part in parts)
+    for part, found in others:
+        if found.shape[1:] != values.shape[1:] or found.dtype != values.dtype:
+            raise DataError(
+                f"{parts[part].source}: {name} is {found.dtype} {found.shape[1:]} in {part}, "
+                f"but {values.dtype} {values.shape[1:]} in {first}"
+            )
+
+
+def _add_labels(
+    parts: Mapping[str, Records], arrays: Mapping[str, dict[str, np.ndarray]], label: str, kind: str
+) -> tuple[str, ...]:
+    """Puts the label of each part into `arrays`; returns the names of classes, if they are classes."""
+    for records in parts.values():
+        _check_name(records, label, "label")
+    if kind == "numbers":
+        for part, records in parts.items():
+            arrays[part][label] = _column(records, label).astype(np.float32)
+        _alike(label, parts, arrays)
+        return ()
+    names = next(iter(parts.values())).classes.get(label, ())
+    if any(_has_texts(records, label) for records in parts.values()):
+        texts = {part: records.texts(label) for part, records in parts.items()}
+        names = tuple(sorted(set().union(*texts.values())))
+        number = {name: index for index, name in enumerate(names)}
+        for part, found in texts.items():
+            arrays[part][label] = np.array([number[text] for text in found], np.int64)
+    else:
+        for part, records in parts.items():
+            arrays[part][label] = _classes(records, label, names, fractions=kind == "any")
+    _alike(label, parts, arrays)
+    values = [arrays[part][label] for part in parts]
+    if values[0].dtype.kind == "f":
+        return ()
+    largest = max(int(found.max()) for found in values)
+    if kind != "any" and all(found.min() == found.max() == values[0].flat[0] for found in values):
+        only = names[largest] if names else largest
+        source = next(iter(parts.values())).source
+        raise DataError(f"{source}: every {label} is {only}; two classes are needed at least")
+    return names or tuple(map(str, range(largest + 1)))
+
+
+def _has_texts(records: Records, label: str) -> bool:
+    values = records.columns[label]
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind == "U"
+    try:
+        records.array(label)
+    except DataError:
+        return any(isinstance(value, str) for value in values)
+    return False
+
+
+def _classes(records: Records, label: str, names: tuple[str, ...], fractions: bool) -> np.ndarray:
+    values = records.array(label)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    whole = values.astype(np.int64)
+    if values.dtype.kind == "f":
+        off = (whole != values).reshape(len(values), -1).any(axis=1)
+        if off.any() and fractions:
+            return values
+        if off.any():
+            record = int(np.argmax(off))
+            raise DataError(
+                f"{records.place(record)}: {label} is {values[record]}, which is no class; if it is a number to come "
+                'near to, say metric = "rmse", "mae" or "r2"'
+            )
+    if fractions:
+        return whole
+    wrong = (whole < 0) & ~((whole == metrics.IGNORED) & (whole.ndim > 1))
+    if names:
+        wrong |= whole >= len(names)
+    if wrong.any():
+        record = int(np.argmax(wrong.reshape(len(whole), -1).any(axis=1)))
+        bad = whole[record][wrong[record]] if whole.ndim > 1 else whole[record]
+        last = f"to {len(names) - 1}" if names else "on"
+        raise DataError(f"{records.place(record)}: {label} is {np.ravel(bad)[0]}, but classes go from 0 {last}")
+    return whole
+
+
+def _divided(
+    arrays: Mapping[str, Batch], parts: Mapping[str, Records], chosen: Mapping[str, str] | None
+) -> tuple[dict[Split, dict[str, np.ndarray]], str]:
+    """Arrays of each split, and how they came to be."""
+    given = _given(list(parts), chosen, next(iter(parts.values())).source)
+    train = arrays[given["train"]]
+    source, num = parts[given["train"]].source, len(next(iter(train.values())))
+    if len(set(given.values())) == 1:
+        rows = {split: splits.chosen(num, split, source) for split in splits.SHARES}
+        rows["calibration"] = splits.chosen(num, "calibration", source)
+        how = "at random, the same every time: 64 % to train, 16 % to validate, 20 % to test"
+        return {split: {name: values[found] for name, values in train.items()} for split, found in rows.items()}, how
+    order = np.argsort(np.random.PCG64(0).random_raw(num), kind="stable")
+    how, num_validation = "as given", 0
+    if "validation" not in given:
+        num_validation = num // VALIDATION_SHARE
+        how = f"as given; {num_validation} of the records to train on validate, drawn at random, the same every time"
+        if num_validation == 0:
+            raise DataError(f"{source}: {num} records are too few to train and validate on")
+    learn = order[num_validation:]
+    found: dict[Split, dict[str, np.ndarray]] = {
+        "train": {name: values[learn] for name, values in train.items()},
+        "calibration": {name: values[learn[: splits.NUM_CALIBRATION]] for name, values in train.items()},
+        "validation": {name: values[order[:num_validation]] for name, values in train.items()},
+        "test": dict(arrays[given["test"]]),
+    }
+    if "validation" in given:
+        found["validation"] = dict(arrays[given["validation"]])
+    if given["test"] == given.get("validation", WHOLE):
+        raise DataError(f"{source}: validation and test cannot be the same records")
+    if PARTS.get(given["test"].lower()) == "validation":
+        how += "; what was given to validate is what is tested on"
+    return found, how
+
+
+def _given(names: list[str], chosen: Mapping[str, str] | None, source: str) -> dict[str, str]:
+    """Which part each split is. Without a test part, what is there to validate tests; a single part is all there is."""
+    given = {PARTS[name.lower()]: name for name in names if name.lower() in PARTS}
+    for split, name in (chosen or {}).items():
+        if name not in names:
+            raise DataError(f"{source}: splits.{split}: no part {name!r}; {plugins.nearest(name, names)}")
+        given[split] = name
+    if len(names) == 1 and not chosen:
+        return {"train": names[0], "validation": names[0], "test": names[0]}
+    if "test" not in given and "validation" in given:
+        given["test"] = given.pop("validation")
+    if lacking := [split for split in ("train", "test") if split not in given]:
+        raise DataError(
+            f'{source}: no part to {lacking[0]} on; it has {", ".join(names)}: say splits = {{ {lacking[0]} = "..." }}'
+        )
+    return given
+
+
+def _normalize(
+    divided: Mapping[Split, dict[str, np.ndarray]], name: str, wanted: Wanted, decoded: bool, source: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels to [0, 1], then to the mean and deviation that the network was trained with; returns these.
+
+    Decoded images are channels-first up to here; arrays come in the layout that is wanted.
+    """
+    axis = 3 if wanted.channels_last else 1
+    num = divided["train"][name].shape[1 if decoded else axis]
+    for key, values in (("mean", wanted.mean), ("std", wanted.std)):
+        if len(values) not in (0, 1, num):
+            raise DataError(f"{source}: {key} has {len(values)} values, but {name} has {num} channels")
+    mean = np.broadcast_to(np.array(wanted.mean or (0.0,), np.float32), num)
+    deviation = np.broadcast_to(np.array(wanted.std or (1.0,), np.float32), num)
+    shape = [1, 1, 1, 1]
+    shape[axis] = num
+    for arrays in divided.values():
+        pixels = arrays[name].transpose(0, 2, 3, 1) if decoded and wanted.channels_last else arrays[name]
+        scaled = pixels.astype(np.float32) / 255
+        arrays[name] = np.ascontiguousarray((scaled - mean.reshape(shape)) / deviation.reshape(shape))
+    return mean, deviation
+
+
+def _standardize(divided: Mapping[Split, dict[str, np.ndarray]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Columns to mean 0 and deviation 1 over the training records; one that never changes to 0."""
+    train = divided["train"][name].astype(np.float64)
+    mean, spread = train.mean(axis=0), train.std(axis=0)
+    deviation = np.where(spread > 0, spread, 1)
+    for arrays in divided.values():
+        arrays[name] = ((arrays[name] - mean) / deviation).astype(np.float32)
+    return mean, deviation

@@ -1,0 +1,309 @@
+"""Data of one's own: arrays by name from a file, a folder, the Hugging Face hub or Python, scored by a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny, WithJsonSchema, field_validator
+
+from edgedl import data_files, metrics, plugins, samples
+from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Network, Split, Task, TensorSpec, UsageError
+from edgedl.prepared import Prepared, Wanted, prepare
+from edgedl.records import Records
+
+if TYPE_CHECKING:
+    import torch
+
+SOME_NETWORK = {
+    "description": "A network with its own keys, as under model.",
+    "type": "object",
+    "properties": {"use": {"type": "string"}},
+    "required": ["use"],
+}
+BATCH_SIZE = 64
+TAUGHT = "taught:"
+"""Begins the names of the teacher's answers, beside those of inputs."""
+
+
+class Parts(BaseModel):
+    """Which part of the source each split is, where their names do not say it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+class _Given:
+    """What came from Python, and what was made of it: it stays with the task that it was given to."""
+
+    def __init__(self, value: object = None) -> None:
+        self.value = value
+        self.prepared: dict[tuple[object, ...], Prepared] = {}
+        self.taught: dict[tuple[object, ...], dict[Split, Batch]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Given) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Data(Task):
+    """Batches hold the inputs by name and, where there are labels, the label.
+
+    `source` is a file of arrays (.npz), a table (.csv, .tsv), or a folder of files train, validation and test; what is
+    not divided is, the same way every time. `inputs` names arrays or columns, without it all but the `label`; single
+    numbers of a table are one input together, `features`, made of `columns` where these are named. Labels that are
+    text are classes in the order of their names. A function of one's own, package.module:function, can stand for the
+    `metric` (outputs, batch) -> float and for the `loss` (outputs, batch) -> scalar; a named metric looks at the
+    first output. Without labels, `metric` is agreement with the answers of the `teacher`, a float network.
+    All data is held in memory.
+    """
+
+    use: str = "data"
+    source: str = ""
+    input_names: tuple[str, ...] = Field(default=(), alias="inputs")
+    columns: tuple[str, ...] = ()
+    label_name: str | None = Field(default=None, alias="label")
+    outputs: tuple[str, ...] = Field(default=("output",), min_length=1)  # type: ignore[misc]
+    metric_name: str | None = Field(default=None, alias="metric")
+    higher_is_better: bool = True
+    loss_name: str | None = Field(default=None, alias="loss")
+    teacher: Annotated[SerializeAsAny[Network] | None, WithJsonSchema(SOME_NETWORK)] = None
+    splits: Parts = Parts()
+    standardize: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    layout: Literal["channels-first", "channels-last"] = "channels-first"
+
+    _given: _Given = PrivateAttr(default_factory=_Given)
+
+    @classmethod
+    def of(cls, given: object, **fields: Any) -> Data:
+        """The task of data from Python: arrays by name, or those of each split."""
+        task = cls(**fields)
+        task._given = _Given(given)
+        return task
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _loaded(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("use"), str):
+            return value
+        return plugins.load("models", value["use"]).model_validate(value)
+
+    @field_validator("metric_name")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and ":" not in value and value not in metrics.METRICS:
+            hint = plugins.nearest(value, metrics.METRICS)
+            raise ValueError(f"no metric named {value!r}; {hint}; one of your own is package.module:function")
+        return value
+
+    @property
+    def measured_by(self) -> str:
+        """The metric's name: accuracy where there are labels, agreement where there is a teacher in their stead."""
+        unlabelled = self.teacher is not None and self.label_name is None
+        return self.metric_name or ("agreement" if unlabelled else "accuracy")
+
+    @property
+    def metric(self) -> Metric:  # type: ignore[override]
+        name = self.measured_by
+        if ":" in name:
+            return Metric(name.rpartition(":")[2], "", self.higher_is_better)
+        return metrics.METRICS[name]
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._prepared.inputs
+
+    @property
+    def label_array(self) -> str | None:
+        """The name of the labels in a batch; None where there are none."""
+        return self._prepared.label
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; none where the label is no class."""
+        return self._prepared.classes
+
+    @property
+    def num_classes(self) -> int:
+        """How many numbers a plain answer has: one a class, or one a number of the label."""
+        if self.classes:
+            return len(self.classes)
+        label = self._prepared.label
+        return math.prod(self._prepared.arrays["train"][label].shape[1:]) if label else 1
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of the first input with three axes. Raises `UsageError` where there is none."""
+        found = next((spec.shape for spec in self.inputs.values() if len(spec.shape) == 3), None)
+        if found is None:
+            raise UsageError(f"task data: no input is an image; there are {', '.join(self.inputs)}")
+        return found
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """What an application has to do to its data before it runs the network, as JSON."""
+        return self._prepared.preprocessing
+
+    def arrays(self, split: Split) -> Batch:
+        """Inputs and label by name; of data without labels, the teacher's answers as `taught:` and an output's name."""
+        found = self._prepared.arrays[split]
+        return {**found, **self._taught[split]} if self.measured_by == "agreement" else found
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """One's own, or that which goes with the metric: cross-entropy, squared error, or imitating the teacher."""
+        if self.loss_name is not None:
+            value: torch.Tensor = plugins.function(self.loss_name)(outputs, batch)
+            if not hasattr(value, "backward") or value.ndim != 0:
+                raise UsageError(f"loss {self.loss_name} returned a {type(value).__name__}, no scalar tensor")
+            return value
+        if self.measured_by == "agreement":
+            return self.imitate(outputs, {name: batch[TAUGHT + name] for name in self.outputs}, 1.0, batch)
+        if self.measured_by not in metrics.KINDS or self.label_array is None:
+            raise UsageError(f'metric {self.measured_by} has no loss that goes with it: say loss = "package.module:f"')
+        try:
+            return metrics.loss(self.measured_by, outputs[self.outputs[0]], batch[self.label_array])
+        except DataError as error:
+            raise self._named(error) from error
+
+    def imitate(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        taught: Mapping[str, torch.Tensor],
+        temperature: float,
+        batch: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Divergence of the softened class probabilities where one of (N, classes) is chosen, else mean square."""
+        from edgedl.imitation import divergence
+
+        plain = metrics.KINDS.get(self.measured_by, "classes") == "classes" and len(self.outputs) == 1
+        answer = outputs[self.outputs[0]]
+        if plain and answer.ndim == 2 and answer.shape[1] > 1:
+            return divergence(answer, taught[self.outputs[0]], temperature)
+        return super().imitate(outputs, taught, temperature, batch)
+
+    def score(self, outputs: Batch, batch: Batch) -> float:
+        """The metric over a whole split. Raises `DataError` where answers and labels do not go together."""
+        name = self.measured_by
+        if ":" in name:
+            return self._own_score(name, outputs, batch)
+        if name == "agreement":
+            return min(metrics.fidelity(outputs[output], batch[TAUGHT + output]) for output in self.outputs)
+        assert self.label_array is not None
+        try:
+            return metrics.score(name, outputs[self.outputs[0]], batch[self.label_array])
+        except DataError as error:
+            raise self._named(error) from error
+
+    def _own_score(self, name: str, outputs: Batch, batch: Batch) -> float:
+        function = plugins.function(name)
+        try:
+            value = float(function(outputs, batch))
+        except Exception as error:  # it is anybody's code
+            said = " ".join(str(error).split())
+            raise DataError(f"metric {name} failed: {type(error).__name__}: {said}") from error
+        if not math.isfinite(value):
+            raise DataError(f"metric {name} returned {value}, which is no score")
+        return value
+
+    def _named(self, error: DataError) -> DataError:
+        return DataError(f"task data, metric {self.measured_by}, output {self.outputs[0]}, {self.label_array}: {error}")
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The commonest class, the mean, or guessing; None for a metric of one's own."""
+        name = self.measured_by
+        if name not in metrics.KINDS or self.label_array is None:
+            return None
+        train, test = (self.arrays(split)[self.label_array] for split in ("train", "test"))
+        try:
+            return metrics.baseline(name, train, test, self.num_classes)
+        except DataError as error:
+            raise self._named(error) from error
+
+    def decisions(self, outputs: Batch) -> np.ndarray | None:
+        """The class chosen for each label, or of (N, classes) where there are none; None for numbers."""
+        answer = outputs[self.outputs[0]]
+        if metrics.KINDS.get(self.measured_by) == "numbers":
+            return None
+        label = (
+            self._prepared.arrays["train"][self.label_array].shape[1:] if self.classes and self.label_array else None
+        )
+        return metrics.decided(answer, None if label is None else (len(answer), *label))
+
+    def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+        """Those of which the files think differently most: pictures of images, numbers and text of the rest."""
+        return samples.exhibits(self._prepared, self.outputs[0], answers, batch)
+
+    @property
+    def _prepared(self) -> Prepared:
+        key = tuple(self.__dict__.values())
+        if key not in self._given.prepared:
+            self._given.prepared = {key: prepare(self._read(), self._wanted())}
+        return self._given.prepared[key]
+
+    def _read(self) -> Mapping[str, Records]:
+        if self._given.value is not None:
+            if self.source:
+                raise DataError(f"task data: source {self.source} and data from Python are both given; take one")
+            return data_files.of_given(self._given.value)
+        if not self.source:
+            raise DataError('task data: source is missing: a file or folder of data, such as source = "data.npz"')
+        return data_files.read(Path(self.source))
+
+    def _wanted(self) -> Wanted:
+        name = self.measured_by
+        if name == "agreement" and self.teacher is None:
+            raise DataError("task data: agreement is with a teacher: say which network, as under model")
+        return Wanted(
+            inputs=self.input_names,
+            columns=self.columns,
+            label=self.label_name,
+            kind="any" if ":" in name else metrics.KINDS.get(name, "none"),
+            others=":" in name or self.loss_name is not None,
+            standardize=self.standardize,
+            mean=self.mean,
+            std=self.std,
+            channels_last=self.layout == "channels-last",
+            parts=self.splits.model_dump(exclude_none=True),
+        )
+
+    @property
+    def _taught(self) -> Mapping[Split, Batch]:
+        """What the teacher answers to every split; it is built and asked once."""
+        key = tuple(self.__dict__.values())
+        if key not in self._given.taught:
+            self._given.taught = {key: self._asked()}
+        return self._given.taught[key]
+
+    def _asked(self) -> dict[Split, Batch]:
+        import torch
+
+        from edgedl.torch_session import TorchSession
+
+        assert self.teacher is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a teacher without weights, the first ones: the same every time
+            session = TorchSession(self.teacher.build(self), self)
+        found: dict[Split, Batch] = {}
+        for split, arrays in self._prepared.arrays.items():
+            answers = [session.run(batch) for batch in _batches(arrays)]
+            found[split] = {TAUGHT + name: np.concatenate([part[name] for part in answers]) for name in self.outputs}
+            for name, values in found[split].items():
+                if not np.isfinite(values).all():
+                    raise DataError(f"task data: the teacher answers NaN or infinity in {name[len(TAUGHT) :]}")
+        return found
+
+
+def _batches(arrays: Batch) -> Iterator[Batch]:
+    """Arrays in order, in batches; the last may be smaller."""
+    for start in range(0, len(next(iter(arrays.values()))), BATCH_SIZE):
+        yield {name: values[start : start + BATCH_SIZE] for name, values in arrays.items()}
