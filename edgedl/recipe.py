@@ -80,6 +80,15 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _targets_differ(self) -> Recipe:
+        for index, target in enumerate(self.targets):
+            if target in self.targets[:index]:
+                raise ValueError(
+                    f"targets[{index}] is the same as targets[{self.targets.index(target)}]; leave one out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _targets_have_the_form(self) -> Recipe:
         for step in self.steps:
             refusals = [target.refusal(step.form) for target in self.targets if step.form is not None]

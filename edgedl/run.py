@@ -125,7 +125,7 @@ def find_finished(name: str, root: Path) -> Path:
     folder = given.parent if given.name == "report.json" else given
     if (folder / "report.json").is_file():
         return folder
-    finished = [] if given.is_absolute() else sorted(root.glob(f"{name}/*/report.json"))
+    finished = [] if given.is_absolute() else sorted((root / name).glob("*/report.json"))
     if finished:
         return finished[-1].parent
     if folder.is_dir():

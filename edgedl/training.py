@@ -22,7 +22,7 @@ Loss = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], torch.
 def seed(value: int) -> None:
     """Seeds what training draws from, so that a stage gives the same result wherever it starts."""
     torch.manual_seed(value)
-    np.random.seed(value)
+    np.random.seed(value % 2**32)  # the largest seed of a recipe is not yet that of its last step
 
 
 def fit(
@@ -54,6 +54,7 @@ def fit(
         hooks.append(after_step)
     data = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in task.arrays("train").items()}
     num_samples = len(next(iter(data.values())))
+    batch_size = min(batch_size, num_samples)  # PyTorch takes no number that is too long for it
     steps_per_epoch = -(-num_samples // batch_size)
     if optimizer == "adam":
         rule: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)

@@ -23,7 +23,9 @@ from safetensors.numpy import load_file
 
 from edgedl import engine, plugins, recipe
 from edgedl import run as runs
+from edgedl.cli import main
 from edgedl.cli.main import app
+from edgedl.core import UsageError
 from tests import sample_report
 
 ALL_OPTIONS = {
@@ -534,6 +536,27 @@ def test_a_damaged_report_is_named(edgedl, run_folder, tmp_path, how, damage, sa
     done = edgedl(*how, "run")
     assert done.returncode == 2
     assert the_line(done).startswith(f"edgedl: run/report.json: {said}")
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room for 1 TiB"), RuntimeError("[cpu] can't allocate memory: 9 B")])
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    def starve(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", starve)
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    assert left.value.code == 1
+    assert capsys.readouterr().err == f"edgedl: not enough memory: {error}; take smaller batches or widths\n"
+
+
+@pytest.mark.parametrize("name", ["", "[a-", "**"])
+def test_a_name_of_a_run_is_no_pattern(name, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "small" / "now").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "now" / "report.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"no run|no report.json there"):
+        runs.find_finished(name, Path("runs"))
 
 
 # Closed streams, Ctrl-C and a full disk

@@ -65,6 +65,17 @@ def test_without_weight_it_is_training_on_the_labels(teacher):
         assert torch.allclose(value, distilled.state_dict()[name], atol=1e-6)
 
 
+def test_the_largest_seed_and_a_batch_beyond_all_samples_are_taken():
+    training.seed(2**32 + 1)
+    nets = []
+    for batch_size in (960, 10**30):
+        torch.manual_seed(0)
+        options = {"batch_size": batch_size, "lr": 1e-2, "optimizer": "sgd", "schedule": "cosine", "weight_decay": 0.0}
+        task = Noise(shape=(784,), num_samples=960)
+        nets.append(training.fit(small(4), task, task.loss, epochs=1, label="", **options)[0])
+    assert torch.equal(nets[0][1].weight, nets[1][1].weight)
+
+
 def test_the_divergence_is_zero_from_oneself_and_positive_from_others():
     logits = torch.randn(8, 10)
     same, other = {"logits": logits}, {"logits": torch.randn(8, 10)}

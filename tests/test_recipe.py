@@ -310,6 +310,13 @@ def test_a_missing_key_is_named(key):
     assert refusal(document(table)) == f"own.toml:1: {key}: this key is missing"
 
 
+def test_the_same_target_twice_is_refused_and_with_other_threads_is_not():
+    one, two = {"use": "onnxruntime", "threads": 1}, {"use": "onnxruntime", "threads": 2}
+    message = refusal(document(MINIMAL | {"targets": [one, two, one]}))
+    assert message == "own.toml:1: recipe: targets[2] is the same as targets[0]; leave one out"
+    assert len(parse(document(MINIMAL | {"targets": [one, two]})).targets) == 2
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing but a comment"])
 def test_an_empty_file_lacks_a_task(text):
     assert refusal(text) == "own.toml:1: task: this key is missing"

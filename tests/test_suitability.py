@@ -68,6 +68,8 @@ def test_of_all_networks_those_suit_a_task_that_can_learn_it(task):
         ("translation", 'use = "mlp"', "task translation decodes with the graphs encoder and decoder; the model has"),
         ("digits", 'use = "cnn", widths = [1, 1, 1, 1, 1, 1]', "model cnn does not suit task digits: 6 poolings leave "
          "nothing of a 28x28 image; take fewer widths; recipe cnn-fp16 has them together: compare its settings"),
+        ("digits", 'use = "mlp", widths = [10000000000000]', "model mlp does not suit task digits: it is too large for "
+         "the memory of this machine; take smaller widths"),
         ("text", 'use = "transformer", heads = 3', "model transformer does not suit task text: 3 heads cannot share"),
     ],
 )  # fmt: skip

@@ -72,6 +72,10 @@ def main() -> None:
         if error.errno not in REFUSALS:
             raise
         _fail(f"{error.filename or 'a file'}: {error.strerror}", 1)
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no error of its own for it
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        _fail(f"not enough memory: {str(error).partition(chr(10))[0]}; take smaller batches or widths", 1)
     except Exception as error:
         # Only now is the error tree imported: `edgedl --help` shall not wait for it.
         from edgedl.core import EdgedlError
