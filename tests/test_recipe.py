@@ -505,6 +505,7 @@ def valid(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None
         "minimum": lambda given: is_number(lambda number: number >= given),
         "maximum": lambda given: is_number(lambda number: number <= given),
         "exclusiveMinimum": lambda given: is_number(lambda number: number > given),
+        "multipleOf": lambda given: is_number(lambda number: number % given == 0),
         "exclusiveMaximum": lambda given: is_number(lambda number: number < given),
     }
     remarks = {"title", "description", "default", "$defs"}
