@@ -1,18 +1,20 @@
-"""Data sets from files: arrays (.npz) and tables (.csv), each file one part of the data or the whole."""
+"""Data sets from files: arrays (.npz) and tables (.csv, .tsv, .jsonl, .parquet), each file a part or the whole."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgedl.core import DataError
-from edgedl.records import MAX_BYTES, Records
+from edgedl.core import DataError, MissingPackage
+from edgedl.records import MAX_BYTES, Column, Records
 
 WHOLE = "all"
 """The name of the only part of a data set that is not divided."""
@@ -30,15 +32,8 @@ PARTS = {
 
 
 def read(file: Path) -> dict[str, Records]:
-    """The parts of a data set in a file, or in the files train, validation and test of a folder. Raises `DataError`."""
-    if file.is_dir():
-        inner = {PARTS[entry.stem.lower()]: entry for entry in sorted(file.iterdir()) if is_part(entry)}
-        return {name: whole(entry) for name, entry in inner.items()}
-    if not file.exists():
-        raise DataError(f"{file}: no such file or folder")
-    if file.suffix.lower() == ".npz":
-        return of_npz(file)
-    return {WHOLE: whole(file)}
+    """The parts of a data set in a file. Raises `DataError`."""
+    return of_npz(file) if file.suffix.lower() == ".npz" else {WHOLE: whole(file)}
 
 
 def is_part(file: Path) -> bool:
@@ -50,7 +45,7 @@ def whole(file: Path) -> Records:
     """A file that is one part, or all there is. Raises `DataError`."""
     reader = READERS.get(file.suffix.lower())
     if reader is None:
-        raise DataError(f'{file}: unknown ending "{file.suffix}"; there are: {", ".join(READERS)}')
+        raise DataError(f'{file}: unknown ending "{file.suffix}"; data can end in {", ".join(READERS)}')
     try:
         return reader(file)
     except OSError as error:
@@ -82,6 +77,8 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as arrays:
             for name in arrays.files:
                 found[name] = arrays[name]
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         if "Object arrays" in str(error):
             raise DataError(
@@ -133,6 +130,61 @@ def _csv(file: Path, delimiter: str = ",") -> Records:
     return Records(columns, str(file), lambda record: f"{file}:{lines[record]}", is_table=True)
 
 
+def _json_lines(file: Path) -> Records:
+    """An object a line, all with the same keys."""
+    lines: list[int] = []
+    columns: dict[str, list[Any]] = {}
+    for number, line in enumerate(_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}:{number}: no JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{file}:{number}: a {type(record).__name__}, but every line has to be an object")
+        if not lines:
+            columns = {name: [] for name in record}
+        if different := columns.keys() ^ record.keys():
+            name = sorted(different)[0]
+            what = "is missing" if name in columns else "is none of the keys of the first line"
+            raise DataError(f"{file}:{number}: key {name!r} {what}")
+        lines.append(number)
+        for name, value in record.items():
+            columns[name].append(value)
+    if not lines:
+        raise DataError(f"{file}: is empty")
+    return Records(columns, str(file), lambda record: f"{file}:{lines[record]}", is_table=True)
+
+
+def _parquet(file: Path) -> Records:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise MissingPackage(f"{file}: reading Parquet needs pyarrow: pip install 'edgedl[data]'") from error
+    try:
+        with file.open("rb") as stream:
+            table = parquet.read_table(stream)
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise
+        raise DataError(f"{file}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return Records(of_table(table), str(file), lambda record: f"{file}: record {record}", is_table=True)
+
+
+def of_table(table: Any) -> dict[str, Column]:
+    """The columns of a table of Arrow: numbers as an array, the rest as one Python value a record."""
+    found: dict[str, Column] = {}
+    for name in table.column_names:
+        column = table.column(name)
+        values = column.to_pylist() if column.null_count else column.to_numpy()
+        if isinstance(values, np.ndarray) and values.dtype == object:
+            values = column.to_pylist()
+        found[name] = values
+    return found
+
+
 def _text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
@@ -147,40 +199,6 @@ READERS: Mapping[str, Callable[[Path], Records]] = {
     ".npz": _npz_part,
     ".csv": _csv,
     ".tsv": lambda file: _csv(file, "\t"),
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
 }
-
-
-def of_columns(columns: Mapping[str, object], source: str) -> Records:
-    """Arrays, tensors or lists given from Python, by name. Raises `DataError`."""
-    found = {}
-    for name, values in columns.items():
-        if hasattr(values, "detach"):  # a tensor
-            values = values.detach().cpu().numpy()
-        elif hasattr(values, "to_numpy"):  # a column of pandas
-            values = values.to_numpy()
-        if isinstance(values, np.ndarray):
-            if values.ndim == 0:
-                raise DataError(f"{source}: {name} is a single value; the first axis counts the records")
-            found[str(name)] = list(values) if values.dtype == object else values
-        elif isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping):
-            found[str(name)] = list(values)
-        else:
-            raise DataError(f"{source}: {name} is a {type(values).__name__}, no array")
-    return Records(found, source, lambda record: f"{source}: record {record}")
-
-
-def of_given(value: object) -> dict[str, Records]:
-    """The parts of what is given from Python: arrays by name, or those of each part, or a function that returns them.
-
-    Raises `DataError` for anything else.
-    """
-    source = "the data given"
-    if callable(value):
-        value = value()
-    if not isinstance(value, Mapping):
-        raise DataError(f"{source}: a {type(value).__name__}; it has to be arrays by name, or these by part")
-    if not value:
-        raise DataError(f"{source}: there are no arrays in it")
-    if all(str(name).lower() in PARTS for name in value) and all(isinstance(part, Mapping) for part in value.values()):
-        return {str(name): of_columns(part, f"{source}, part {name}") for name, part in value.items()}
-    return {WHOLE: of_columns(value, source)}

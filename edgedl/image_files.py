@@ -35,8 +35,12 @@ def of_split(folder: str, split: Split, shape: tuple[int, int, int]) -> np.ndarr
 
 def picture(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """An image as (C, H, W) uint8, grey or RGB; other sizes are resized to it. Raises `DataError`."""
+    return fitted(decoded(file), shape)
+
+
+def fitted(image: Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """A decoded image as (C, H, W) uint8, as `picture` does."""
     channels, height, width = shape
-    image = _decoded(file)
     if image.mode.startswith("I"):  # 16 bits, as radiographs have; Pillow would cut them off at 255
         image = _from_array((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
@@ -47,7 +51,7 @@ def picture(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
 
 def mask(file: Path, size: tuple[int, int], num_classes: int) -> np.ndarray:
     """The class of each pixel, (H, W) uint8, from a grey image or one with a palette. Raises `DataError`."""
-    image = _decoded(file)
+    image = decoded(file)
     if image.mode not in ("1", "L", "P"):
         raise DataError(f"{file}: a mask needs one number a pixel, its class, but this image has {image.mode}")
     if image.size != size[::-1]:
@@ -80,7 +84,8 @@ def _from_array(values: np.ndarray) -> Image:
     return Image.fromarray(values)
 
 
-def _decoded(file: Path) -> Image:
+def decoded(file: Path) -> Image:
+    """An image file as Pillow has it. Raises `DataError`."""
     try:
         from PIL import Image
     except ModuleNotFoundError as error:

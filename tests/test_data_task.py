@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from PIL import Image
 
 from edgedl import pipeline, recipe
 from edgedl.run import read_report
@@ -90,3 +94,155 @@ steps = [ {{ use = "train", epochs = 40, lr = 1e-2 }}, {PTQ} ]
     )
     assert report["metric"]["name"] == "RMSE"
     assert all(row["score"] < report["baseline"]["score"] / 2 for row in report["rows"])
+
+
+def test_tables_of_json_lines_and_parquet_are_read_as_those_of_csv(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"age": index, "size": index / 2, "tokens": [index, 1, 2], "kind": "ab"[index % 2]} for index in range(50)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.csv").write_text(
+        "\n".join(["age,size,kind", *(f"{row['age']},{row['size']},{row['kind']}" for row in rows)])
+    )
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "own.parquet")
+    tables = [Data(source=str(tmp_path / f"own.{kind}"), label="kind") for kind in ("csv", "jsonl", "parquet")]
+    for task in tables[1:]:
+        assert task.inputs["features"].shape == (2,)
+        assert (task.inputs["tokens"].shape, task.inputs["tokens"].dtype) == ((3,), "int64")
+        for split in SPLITS:
+            np.testing.assert_array_equal(task.arrays(split)["tokens"][:, 0], task.arrays(split)["features"][:, 0])
+            for name, values in tables[0].arrays(split).items():
+                np.testing.assert_array_equal(task.arrays(split)[name], values)
+
+
+def test_parts_that_are_given_are_kept(tmp_path):
+    x = np.arange(100, dtype=np.float32)
+    part = lambda low, high: {"x": x[low:high], "label": np.arange(low, high) % 3}  # noqa: E731
+    np.savez(tmp_path / "own.npz", **{f"train/{k}": v for k, v in part(0, 60).items()},
+             **{f"test/{k}": v for k, v in part(60, 100).items()})  # fmt: skip
+    (tmp_path / "own").mkdir()
+    np.savez(tmp_path / "own" / "train.npz", **part(0, 60))
+    np.savez(tmp_path / "own" / "val.npz", **part(60, 100))
+    inside, apart = Data(source=str(tmp_path / "own.npz")), Data(source=str(tmp_path / "own"))
+    given = Data.of({"train": part(0, 60), "test": part(60, 100)})
+    for task in (inside, apart, given):
+        np.testing.assert_array_equal(task.arrays("test")["x"], x[60:])
+        assert [len(task.arrays(split)["x"]) for split in SPLITS] == [48, 48, 12, 40]
+        learned = np.concatenate([task.arrays(split)["x"] for split in ("train", "validation")])
+        np.testing.assert_array_equal(np.sort(learned), x[:60])
+    assert "what was given to validate is what is tested on" in apart.preprocessing["splits"]["drawn"]
+    other = Data.of({"mine": part(0, 60), "yours": part(60, 90), "his": part(90, 100)},
+                    splits={"train": "mine", "validation": "yours", "test": "his"})  # fmt: skip
+    assert [len(other.arrays(split)["x"]) for split in SPLITS] == [60, 60, 30, 10]
+
+
+def write_images(folder: Path, num: int = 30) -> Path:
+    """Red and blue pictures of different sizes."""
+    for index in range(num):
+        kind = ("blue", "red")[index % 2]
+        pixels = rng().integers(0, 80, (10 + index % 3, 12, 3)).astype(np.uint8)
+        pixels[..., 0 if kind == "red" else 2] = 150 + index
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / kind / f"{index:02}.png")
+    return folder
+
+
+def test_a_folder_of_images_is_resized_and_normalized(tmp_path):
+    folder = write_images(tmp_path / "own")
+    plain = Data(source=str(folder), size=(8, 8))
+    task = Data(source=str(folder), size=(8, 8), mean=(0.5, 0.4, 0.3), std=(0.2,))
+    last = Data(source=str(folder), size=(8, 8), mean=(0.5, 0.4, 0.3), std=(0.2,), layout="channels-last")
+    assert (plain.classes, plain.image_shape, last.image_shape) == (("blue", "red"), (3, 8, 8), (8, 8, 3))
+    for split in SPLITS:
+        images = plain.arrays(split)["image"]
+        assert images.min() >= 0
+        assert 0.5 < images.max() <= 1
+        np.testing.assert_array_equal(
+            plain.arrays(split)["label"], images[:, 0].mean((1, 2)) > images[:, 2].mean((1, 2))
+        )
+        expected = (images - np.reshape([0.5, 0.4, 0.3], (1, 3, 1, 1))) / 0.2
+        np.testing.assert_allclose(task.arrays(split)["image"], expected, atol=1e-5)
+        np.testing.assert_array_equal(last.arrays(split)["image"], task.arrays(split)["image"].transpose(0, 2, 3, 1))
+    said = json.loads(json.dumps(task.preprocessing))["inputs"]["image"]
+    assert (said["size"], said["mean"], said["layout"]) == ([8, 8], pytest.approx([0.5, 0.4, 0.3]), "channels-first")
+    test = task.arrays("test")
+    answers = {"output": rng().normal(size=(len(test["label"]), 2)).astype(np.float32)}
+    shown = task.exhibits({"float": answers, "int8": {"output": -answers["output"]}}, test)
+    picture = shown[0].panels["input"]
+    assert (picture.shape, picture.dtype) == ((8, 8, 3), np.uint8)
+    index = int(shown[0].caption.split()[1].rstrip(":"))
+    np.testing.assert_allclose(picture.transpose(2, 0, 1), plain.arrays("test")["image"][index] * 255, atol=0.6)
+
+
+def test_data_sets_of_hugging_face_are_read_by_their_features(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        image=datasets.Image(), note=datasets.Value("string"), size=datasets.Value("float64"),
+        grid=datasets.Array2D((2, 3), "float32"), label=datasets.ClassLabel(names=["cat", "dog"]),
+    )  # fmt: skip
+    rows = [
+        {"image": Image.fromarray(np.full((6, 6, 3), 5 * index, np.uint8)), "note": "a", "size": float(index),
+         "grid": np.full((2, 3), index, np.float32), "label": index % 2}
+        for index in range(40)
+    ]  # fmt: skip
+    data = datasets.Dataset.from_list(rows, features=features)
+    data.save_to_disk(str(tmp_path / "whole"))
+    datasets.DatasetDict(train=data.select(range(30)), test=data.select(range(30, 40))).save_to_disk(
+        str(tmp_path / "divided")
+    )
+    whole, divided = (Data(source=str(tmp_path / name)) for name in ("whole", "divided"))
+    given = Data.of(data.shuffle(seed=1))
+    for task in (whole, divided, given):
+        assert {name: spec.shape for name, spec in task.inputs.items()} == {
+            "features": (1,), "image": (3, 6, 6), "grid": (2, 3),
+        }  # fmt: skip
+        assert task.classes == ("cat", "dog")
+        for split in SPLITS:
+            found = task.arrays(split)
+            index = found["features"][:, 0]
+            np.testing.assert_array_equal(found["grid"][:, 1, 2], index)
+            np.testing.assert_allclose(found["image"][:, 0, 3, 3] * 51, index, atol=1e-4)
+            np.testing.assert_array_equal(found["label"], index % 2)
+    np.testing.assert_array_equal(divided.arrays("test")["features"][:, 0], np.arange(30, 40))
+
+
+class Squares(torch.utils.data.Dataset):
+    """Items as most people write them: (x, y), or a mapping."""
+
+    def __init__(self, named: bool = False, noise: bool = False) -> None:
+        self.named, self.noise = named, noise
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> object:
+        if index >= len(self):
+            raise IndexError(index)
+        x = torch.tensor([index, index**2], dtype=torch.float32)
+        if self.noise:
+            x[1] = torch.rand(())
+        return {"pair": x, "parity": index % 2} if self.named else (x, index % 2)
+
+
+def test_data_sets_and_loaders_of_torch_are_collected_in_one_order():
+    def ids(task: Data, name: str) -> list[float]:
+        return [value for split in ("train", "validation", "test") for value in task.arrays(split)[name][:, 0]]
+
+    wanted = Data.of(Squares())
+    assert sorted(ids(wanted, "input")) == list(range(40))
+    named = Data.of(Squares(named=True), label="parity")
+    loader = torch.utils.data.DataLoader(Squares(), batch_size=7, shuffle=True)
+    for task, name in ((named, "pair"), (Data.of(loader), "input"), (Data.of(lambda: Squares()), "input")):
+        assert ids(task, name) == ids(wanted, "input")
+    before = torch.random.get_rng_state()
+    noisy = [Data.of(Squares(noise=True)).arrays("test")["input"] for _ in range(2)]
+    np.testing.assert_array_equal(*noisy)
+    assert torch.equal(before, torch.random.get_rng_state())
+    some = torch.utils.data.DataLoader(
+        Squares(), batch_size=7, sampler=torch.utils.data.SubsetRandomSampler(range(5, 30))
+    )
+    assert sorted(ids(Data.of(some), "input")) == list(range(5, 30))
+    parts = Data.of({"train": loader, "test": torch.utils.data.Subset(Squares(), range(10))}, inputs=("x",))
+    np.testing.assert_array_equal(parts.arrays("test")["x"][:, 0], np.arange(10))

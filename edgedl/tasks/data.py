@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    SerializeAsAny,
+    WithJsonSchema,
+    field_validator,
+)
 
-from edgedl import data_files, metrics, plugins, samples
+from edgedl import data_given, data_sources, metrics, plugins, samples
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Network, Split, Task, TensorSpec, UsageError
+from edgedl.data_given import Reading
 from edgedl.prepared import Prepared, Wanted, prepare
 from edgedl.records import Records
 
@@ -56,13 +65,19 @@ class _Given:
 class Data(Task):
     """Batches hold the inputs by name and, where there are labels, the label.
 
-    `source` is a file of arrays (.npz), a table (.csv, .tsv), or a folder of files train, validation and test; what is
-    not divided is, the same way every time. `inputs` names arrays or columns, without it all but the `label`; single
-    numbers of a table are one input together, `features`, made of `columns` where these are named. Labels that are
-    text are classes in the order of their names. A function of one's own, package.module:function, can stand for the
-    `metric` (outputs, batch) -> float and for the `loss` (outputs, batch) -> scalar; a named metric looks at the
-    first output. Without labels, `metric` is agreement with the answers of the `teacher`, a float network.
-    All data is held in memory.
+    `source` is a file of arrays (.npz), a table (.csv, .tsv, .jsonl, .parquet) or a folder of such files named train,
+    validation and test; a folder of images with a folder for each class, in train and test or not; `hub:name`, a data
+    set of the Hugging Face hub (with its `config`), or the folder of one that was saved to disk; or
+    package.module:function, which returns any of what `Data.of` takes. What is not divided is, the same way every
+    time; `splits` names parts that are not called train, validation and test. `inputs` names arrays or columns, without
+    it all but the `label`; single numbers of a table are one input together, `features`, made of `columns` where these
+    are named, and of mean 0 and deviation 1 with `standardize`. Labels that are text are classes in the order of their
+    names. Images are resized to `size`, [height, width], put between 0 and 1, then less `mean` and divided by `std`,
+    as is uint8 of four axes where these are given. All data is held in memory.
+
+    A named `metric` looks at the first output; (outputs, batch) -> float can be one's own, package.module:function, and
+    the `loss` is such a function or what goes with the metric. Without labels it is agreement with the `teacher`, a
+    float network: the share of same decisions where its output is (N, classes), else 1 - noise / signal.
     """
 
     use: str = "data"
@@ -70,13 +85,16 @@ class Data(Task):
     input_names: tuple[str, ...] = Field(default=(), alias="inputs")
     columns: tuple[str, ...] = ()
     label_name: str | None = Field(default=None, alias="label")
-    outputs: tuple[str, ...] = Field(default=("output",), min_length=1)  # type: ignore[misc]
+    output_names: tuple[str, ...] = Field(default=("output",), alias="outputs", min_length=1)
     metric_name: str | None = Field(default=None, alias="metric")
     higher_is_better: bool = True
     loss_name: str | None = Field(default=None, alias="loss")
     teacher: Annotated[SerializeAsAny[Network] | None, WithJsonSchema(SOME_NETWORK)] = None
     splits: Parts = Parts()
+    config: str | None = None
     standardize: bool = False
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    channels: Literal[1, 3] = 3
     mean: tuple[float, ...] = ()
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     layout: Literal["channels-first", "channels-last"] = "channels-first"
@@ -117,6 +135,10 @@ class Data(Task):
         if ":" in name:
             return Metric(name.rpartition(":")[2], "", self.higher_is_better)
         return metrics.METRICS[name]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.output_names
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -251,13 +273,14 @@ class Data(Task):
         return self._given.prepared[key]
 
     def _read(self) -> Mapping[str, Records]:
+        how = Reading(self.input_names, self.label_name, self.size, self.channels)
         if self._given.value is not None:
             if self.source:
                 raise DataError(f"task data: source {self.source} and data from Python are both given; take one")
-            return data_files.of_given(self._given.value)
+            return data_given.of_given(self._given.value, how)
         if not self.source:
             raise DataError('task data: source is missing: a file or folder of data, such as source = "data.npz"')
-        return data_files.read(Path(self.source))
+        return data_sources.read(self.source, self.config, how)
 
     def _wanted(self) -> Wanted:
         name = self.measured_by
