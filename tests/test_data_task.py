@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from edgedl import pipeline, recipe
+from edgedl.core import DataError, UsageError
 from edgedl.run import read_report
 from edgedl.tasks.data import Data
 
@@ -246,3 +248,166 @@ def test_data_sets_and_loaders_of_torch_are_collected_in_one_order():
     assert sorted(ids(Data.of(some), "input")) == list(range(5, 30))
     parts = Data.of({"train": loader, "test": torch.utils.data.Subset(Squares(), range(10))}, inputs=("x",))
     np.testing.assert_array_equal(parts.arrays("test")["x"][:, 0], np.arange(10))
+
+
+def of_labels(label: np.ndarray, **fields) -> Data:
+    return Data.of({"x": np.zeros((len(label), 2), np.float32), "label": label}, **fields)
+
+
+def test_named_metrics_are_those_of_scikit_learn():
+    from sklearn import metrics
+
+    draw = rng()
+    classes, numbers, marks = draw.integers(0, 4, 200), draw.normal(size=200), draw.integers(0, 2, (200, 3))
+    logits, values, scores = (draw.normal(size=(40, width)).astype(np.float32) for width in (4, 1, 3))
+    by = of_labels(classes)
+    truth = by.arrays("test")["label"]
+    assert by.score({"output": logits}, by.arrays("test")) == metrics.accuracy_score(truth, logits.argmax(1))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    by = of_labels(classes, metric="auroc")
+    expected = metrics.roc_auc_score(truth, shares / shares.sum(1, keepdims=True), multi_class="ovr")
+    assert by.score({"output": logits}, by.arrays("test")) == pytest.approx(expected, abs=1e-6)
+    for name, function in (
+        ("rmse", metrics.root_mean_squared_error), ("mae", metrics.mean_absolute_error), ("r2", metrics.r2_score),
+    ):  # fmt: skip
+        by = of_labels(numbers, metric=name)
+        batch = by.arrays("test")
+        assert by.score({"output": values}, batch) == pytest.approx(function(batch["label"], values), abs=1e-6)
+        constant = (np.median if name == "mae" else np.mean)(by.arrays("train")["label"])
+        mean = np.full_like(batch["label"], constant)
+        assert by.baseline.score == pytest.approx(function(batch["label"], mean), abs=1e-6)
+    by = of_labels(marks, metric="auroc")
+    batch = by.arrays("test")
+    assert by.score({"output": scores}, batch) == pytest.approx(metrics.roc_auc_score(batch["label"], scores), abs=1e-6)
+    by = of_labels(marks[:, 0], metric="auroc")
+    batch = by.arrays("test")
+    expected = pytest.approx(metrics.roc_auc_score(batch["label"], values[:, 0]), abs=1e-6)
+    pair = np.concatenate([-values, values], axis=1)
+    assert by.score({"output": values}, batch) == expected
+    assert by.score({"output": pair}, batch) == expected
+    masks = draw.integers(0, 3, (50, 4, 5))
+    by = of_labels(masks, metric="miou")
+    batch, found = by.arrays("test"), draw.normal(size=(10, 3, 4, 5)).astype(np.float32)
+    expected = metrics.jaccard_score(batch["label"].ravel(), found.argmax(1).ravel(), average="macro")
+    assert by.score({"output": found}, batch) == pytest.approx(expected, abs=1e-6)
+
+
+def test_labels_of_positions_go_with_answers_in_either_layout():
+    label = rng().integers(0, 3, (50, 6))
+    label[:, -1] = -100
+    by = of_labels(label)
+    batch = by.arrays("test")
+    right = np.eye(3, dtype=np.float32)[np.maximum(batch["label"], 0)]
+    for answer in (right, right.transpose(0, 2, 1)):
+        assert by.score({"output": answer}, batch) == 1
+        tensors = {"output": torch.from_numpy(20 * answer)}
+        assert float(by.loss(tensors, {"label": torch.from_numpy(batch["label"])})) < 1e-6
+        assert by.decisions({"output": answer}).shape == (10, 6)
+
+
+@pytest.mark.parametrize(
+    ("label", "metric", "answer"),
+    [
+        (rng().integers(0, 2, 50), "accuracy", (10, 1)),
+        (rng().integers(0, 3, 50), "accuracy", (10, 3)),
+        (rng().normal(size=(50, 2)), "rmse", (10, 2)),
+        (rng().normal(size=50), "mae", (10, 1)),
+        (rng().integers(0, 2, (50, 4)), "auroc", (10, 4)),
+        (rng().integers(0, 3, (50, 4, 4)), "miou", (10, 3, 4, 4)),
+    ],
+)
+def test_the_loss_falls_as_the_metric_improves(label, metric, answer):
+    task = of_labels(label, metric=metric)
+    batch = {name: torch.from_numpy(values) for name, values in task.arrays("test").items()}
+    output = torch.randn(answer, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    rule = torch.optim.Adam([output], lr=0.1)
+    losses = []
+    for _ in range(60):
+        rule.zero_grad()
+        losses.append(task.loss({"output": output}, batch))
+        losses[-1].backward()
+        rule.step()
+    assert losses[-1] < losses[0] / 3
+    score = task.score({"output": output.detach().numpy()}, task.arrays("test"))
+    assert task.metric.drop(task.baseline.score, score) < 0
+
+
+OWN = """
+import numpy as np
+import torch
+
+
+def arrays():
+    x = np.linspace(-1, 1, 100, dtype=np.float32)[:, None]
+    return {"x": x, "y": 2 * x, "weight": np.arange(100.0)}
+
+
+def worst(outputs, batch):
+    return np.abs((outputs["output"] - batch["y"])[batch["weight"] >= 0]).max()
+
+
+def cubed(outputs, batch):
+    return (outputs["output"] - batch["y"]).abs().pow(3).mean()
+
+
+def fails(outputs, batch):
+    raise KeyError("no such\\nthing")
+
+
+def nothing(outputs, batch):
+    return float("nan")
+
+
+def no_scalar(outputs, batch):
+    return outputs["output"]
+
+
+def no_data():
+    return {"x": np.ones(3)}["z"]
+
+
+PLAIN = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of a person's functions, on the path."""
+    (tmp_path / "own_code.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_code", None)
+
+
+@pytest.mark.usefixtures("own")
+def test_functions_of_ones_own_give_data_metric_and_loss():
+    task = Data(source="own_code:arrays", label="y", inputs=("x",), metric="own_code:worst", loss="own_code:cubed",
+                higher_is_better=False)  # fmt: skip
+    batch = task.arrays("test")
+    assert (task.metric.name, task.metric.higher_is_better, task.baseline) == ("worst", False, None)
+    assert task.score({"output": batch["y"] + 0.5}, batch) == pytest.approx(0.5)
+    loss = task.loss({"output": torch.ones(20, 1)}, {"y": torch.zeros(20, 1)})
+    assert float(loss) == 1
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"metric": "own_code:fails"}, "metric own_code:fails failed: KeyError: 'no such\\\\nthing'"),
+        ({"metric": "own_code:nothing"}, "metric own_code:nothing returned nan, which is no score"),
+        ({"metric": "own_code:PLAIN"}, "own_code:PLAIN is a int, no function"),
+        ({"metric": "own_code:wurst"}, "module own_code has no wurst"),
+        ({"metric": "no_such_code:f"}, "cannot import no_such_code"),
+        ({"metric": "own_code:worst"}, 'metric own_code:worst has no loss that goes with it: say loss = "package'),
+        ({"metric": "rmse", "loss": "own_code:no_scalar"}, "loss own_code:no_scalar returned a Tensor, no scalar"),
+        ({"metric": "rmse", "source": "own_code:no_data"}, r"own_code:no_data: failed in .*own_code.py:\d+: KeyError"),
+    ],
+)
+def test_functions_of_ones_own_that_fail_are_named(fields, said):
+    task = Data(**{"source": "own_code:arrays", "label": "y", "inputs": ("x",)} | fields)
+    with pytest.raises(UsageError, match=said) as caught:
+        batch = task.arrays("test")
+        task.score({"output": batch["y"]}, batch)
+        task.loss({"output": torch.ones(20, 1)}, {"y": torch.zeros(20, 1)})
+    assert "\n" not in str(caught.value)
