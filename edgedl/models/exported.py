@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,17 +147,17 @@ def _layers(module: fx.GraphModule) -> fx.GraphModule:
     """The same graph with layers in place of the functions that they are; it can be set to training."""
     from torch import fx
 
-    graph, uses = module.graph, {}
+    graph, uses = module.graph, Counter[str]()
     for node in graph.nodes:
         if node.op == "get_attr":
-            uses[node.target] = uses.get(node.target, 0) + len(node.users)
+            uses[str(node.target)] += len(node.users)
     for node in list(graph.nodes):
         layer = _layer(module, node) if node.op == "call_function" else None
         if layer is None:
             continue
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
         path = _path(tensors, node.name)
-        if any(uses[tensor.target] > 1 for tensor in tensors) or not _give(module, layer, tensors, path):
+        if any(uses[str(tensor.target)] > 1 for tensor in tensors) or not _give(module, layer, tensors, path):
             continue
         given = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg not in tensors)
         with graph.inserting_before(node):
@@ -199,7 +200,7 @@ def _tensor(module: nn.Module, path: str) -> torch.Tensor:
     return found.detach()
 
 
-def _layer(module: nn.Module, node: fx.Node) -> nn.Module | None:
+def _layer(module: nn.Module, node: fx.Node) -> Any:
     """The layer behind a call of one of ATen's functions, with weights of its own; None if it is none."""
     import torch
     from torch import fx, nn
@@ -210,7 +211,7 @@ def _layer(module: nn.Module, node: fx.Node) -> nn.Module | None:
     for position, argument in enumerate(schema.arguments):
         value = node.args[position] if position < len(node.args) else argument.default_value
         given[argument.name] = node.kwargs.get(argument.name, value)
-    name = node.target.name().removeprefix("aten::")
+    name = schema.name.removeprefix("aten::")
     weight = given.get("weight")
     shape = None
     if isinstance(weight, fx.Node):
@@ -222,10 +223,10 @@ def _layer(module: nn.Module, node: fx.Node) -> nn.Module | None:
     if any(isinstance(value, fx.Node) for value in convolution.values()):
         return None
     if shape is not None and name in ("conv1d", "conv2d", "conv3d"):
-        kind = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[name]
+        kind: Any = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[name]
         return kind(shape[1] * given["groups"], shape[0], tuple(shape[2:]), bias=bias, **_tuples(convolution))
-    if shape is not None and name in ("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"):
-        transposed = {"1": nn.ConvTranspose1d, "2": nn.ConvTranspose2d, "3": nn.ConvTranspose3d}[name[14]]
+    if shape is not None and name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        transposed: Any = {"1": nn.ConvTranspose1d, "2": nn.ConvTranspose2d, "3": nn.ConvTranspose3d}[name[14]]
         more = _tuples({**convolution, "output_padding": given["output_padding"]})
         return transposed(shape[0], shape[1] * given["groups"], tuple(shape[2:]), bias=bias, **more)
     if shape is not None and name == "linear":
