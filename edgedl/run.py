@@ -75,7 +75,8 @@ class Run:
             if step.learns:
                 from safetensors.torch import save
 
-                weights = {name: value.contiguous() for name, value in model.net.state_dict().items()}
+                # Copies: tensors that share memory, as tied weights do, are refused.
+                weights = {name: value.clone().contiguous() for name, value in model.net.state_dict().items()}
                 (folder / "weights.safetensors").write_bytes(save(weights))
                 made = {"model": self.recipe.network_after(index).model_dump(), "task": self.recipe.task.model_dump()}
                 files.write_json(folder / "structure.json", made | {"shapes": structure.describe(model.net)})
