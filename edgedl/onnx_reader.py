@@ -114,7 +114,10 @@ class Reader:
     def refusal(self, node: onnx.NodeProto, reason: str) -> ModelFileError:
         """An error that names a node."""
         domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
-        return ModelFileError(f"{self.file}: operator {domain}{node.op_type} of node {_called(node)} {reason}")
+        fixed = (
+            f" (the file is for {self.fixed} samples at once: export it with that dimension open)" if self.fixed else ""
+        )
+        return ModelFileError(f"{self.file}: operator {domain}{node.op_type} of node {_called(node)} {reason}{fixed}")
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A function of values and constants: computed now where all are constants, else a node of the graph."""

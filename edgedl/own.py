@@ -124,8 +124,13 @@ def adapted(net: nn.Module, task: Task) -> nn.Module:
         if plain and _is_plain(own, inputs, len(picked))
         else _adapter()(own, names, tuple(task.outputs), tuple(picked))
     )
-    _check_exportable(net, own, inputs)
+    _exported(net, own, inputs)
     return net
+
+
+def exported(net: nn.Module, task: Task) -> torch.export.ExportedProgram:
+    """What `torch.export` makes of a module that `adapted` made, for any number of samples."""
+    return _exported(net, net, _example(task))
 
 
 def outputs_of(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -365,7 +370,7 @@ def _check_weights(net: nn.Module) -> None:
                 )
 
 
-def _check_exportable(net: nn.Module, own: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+def _exported(net: nn.Module, own: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
     """Raises `UsageError` where PyTorch cannot export a module for any number of samples, as files are made."""
     import torch
 
@@ -375,7 +380,7 @@ def _check_exportable(net: nn.Module, own: nn.Module, inputs: Mapping[str, torch
     copied = copy.deepcopy(net)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # whole graphs are printed there
-            torch.export.export(copied, tuple(inputs.values()), dynamic_shapes=dynamic)  # type: ignore[arg-type]
+            return torch.export.export(copied, tuple(inputs.values()), dynamic_shapes=dynamic)  # type: ignore[arg-type]
     except Exception as error:  # of a dozen kinds, some of them a person's own
         raise UsageError(f"{_class(own)} cannot be exported: {_reason(error)}{_line_of(error)}") from error
 

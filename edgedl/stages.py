@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgedl import files, graphs, progress, sparsity, suitability, training
+from edgedl import files, graphs, own, progress, sparsity, suitability, training
 from edgedl import recipe as recipes
 from edgedl import run as runs
 from edgedl.core import Model, Split, Step, Task, UsageError, graphs_of
@@ -78,12 +78,13 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
     training.seed(recipe.seed)
     model = Model(net=recipe.model.build(recipe.task).eval())
     _check_graphs(recipe, model.net)
+    begun = own.digest(model.net)
     variants: list[Variant] = []
     for index, step in enumerate(recipe.steps):
         if step.compresses and not variants:
             model = replace(model, teacher=model.net)
             variants = [_reference(model, recipe.task), _reference(model, recipe.task)]
-        key = stage_key(recipe, index)
+        key = stage_key(recipe, index, begun)
         kept = None if fresh or not step.learns else runs.find_weights(root, key)
         training.seed(recipe.seed + index + 1)
         before, model = model, _reused(model, index, recipe, kept) if kept else step.apply(model, recipe.task)
@@ -117,9 +118,13 @@ def _compressed(before: Variant, model: Model, step: Step, task: Task) -> Varian
     return Variant("compressed", model, source, (*before.rungs, rung(step.label, source.score, before.rungs, task)))
 
 
-def stage_key(recipe: Recipe, index: int) -> str:
-    """What a step's result depends on, as a digest: recipe up to it, files it names, data, and edgedl's code."""
+def stage_key(recipe: Recipe, index: int, begun: str = "") -> str:
+    """What a step's result depends on, as a digest: recipe up to it, files it names, data, and edgedl's code.
+
+    `begun` is the digest of the network as it was built: one of a person's own may change behind its name.
+    """
     prefix = {
+        "network": begun,
         "seed": recipe.seed,
         "task": recipe.task.model_dump(),
         "model": recipe.model.model_dump(),

@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from edgedl.core import ModelFileError, Network, Task, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from torch import fx, nn
+    from torch import nn
 
 PLAIN = re.compile(r"(Symbol\('\w+'|\d\.\d|[\w\s+\-*/%(),<>=!&|~])*")
 """What expressions of sizes are made of: no strings but names of symbols, and no attributes of anything."""
@@ -37,8 +36,10 @@ class Exported(Network):
 
     def build(self, task: Task) -> nn.Module:
         """Raises `ModelFileError` for a file that cannot be read, or that would run code."""
+        from edgedl.layers import layers
+
         program = _read(Path(self.source))
-        net = _layers(program.module(check_guards=False))  # guards are code, out of the file
+        net = layers(program.module(check_guards=False))  # guards are code, out of the file
         try:
             return own.adapted(net, task)
         except UsageError as error:
@@ -141,110 +142,3 @@ def _fixed(program: torch.export.ExportedProgram) -> str:
         f"; it was exported for {' or '.join(map(str, sorted(sizes)))} samples at once: "
         "export it with dynamic_shapes that have torch.export.Dim.DYNAMIC for dimension 0"
     )
-
-
-def _layers(module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with layers in place of the functions that they are; it can be set to training."""
-    from torch import fx
-
-    graph, uses = module.graph, Counter[str]()
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            uses[str(node.target)] += len(node.users)
-    for node in list(graph.nodes):
-        layer = _layer(module, node) if node.op == "call_function" else None
-        if layer is None:
-            continue
-        tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op == "get_attr"]
-        path = _path(tensors, node.name)
-        if any(uses[str(tensor.target)] > 1 for tensor in tensors) or not _give(module, layer, tensors, path):
-            continue
-        given = next(arg for arg in node.args if isinstance(arg, fx.Node) and arg not in tensors)
-        with graph.inserting_before(node):
-            called = graph.call_module(path, (given,))
-        called.meta = node.meta
-        node.replace_all_uses_with(called)
-        graph.erase_node(node)
-    for node in list(graph.nodes):
-        # Counters of batch norms are read and never used.
-        if node.op == "get_attr" and not node.users:
-            graph.erase_node(node)
-    return fx.GraphModule(module, graph)
-
-
-def _path(tensors: list[fx.Node], name: str) -> str:
-    """Where the layer was: its tensors say so, under which `_give` looks for them; one without any has no name."""
-    return str(tensors[0].target).rpartition(".")[0] if tensors else name
-
-
-def _give(module: nn.Module, layer: nn.Module, tensors: list[fx.Node], path: str) -> bool:
-    """Puts a layer with the tensors of the graph at its path; False where they are not those of one layer."""
-    wanted = {name: tensor for name, tensor in layer.state_dict().items() if name != "num_batches_tracked"}
-    found = {}
-    for node in tensors:
-        folder, _, name = str(node.target).rpartition(".")
-        if folder != path or name not in wanted:
-            return False
-        found[name] = _tensor(module, str(node.target))
-    if not path or found.keys() != wanted.keys() or any(found[name].shape != wanted[name].shape for name in found):
-        return False
-    layer.load_state_dict(found, strict=False)
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, layer)
-    return True
-
-
-def _tensor(module: nn.Module, path: str) -> torch.Tensor:
-    parent, _, name = path.rpartition(".")
-    found: torch.Tensor = getattr(module.get_submodule(parent), name)
-    return found.detach()
-
-
-def _layer(module: nn.Module, node: fx.Node) -> Any:
-    """The layer behind a call of one of ATen's functions, with weights of its own; None if it is none."""
-    import torch
-    from torch import fx, nn
-
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    schema, given = node.target._schema, dict[str, Any]()
-    for position, argument in enumerate(schema.arguments):
-        value = node.args[position] if position < len(node.args) else argument.default_value
-        given[argument.name] = node.kwargs.get(argument.name, value)
-    name = schema.name.removeprefix("aten::")
-    weight = given.get("weight")
-    shape = None
-    if isinstance(weight, fx.Node):
-        if weight.op != "get_attr":
-            return None
-        shape = _tensor(module, str(weight.target)).shape
-    bias = given.get("bias") is not None
-    convolution = {key: given.get(key) for key in ("stride", "padding", "dilation", "groups")}
-    if any(isinstance(value, fx.Node) for value in convolution.values()):
-        return None
-    if shape is not None and name in ("conv1d", "conv2d", "conv3d"):
-        kind: Any = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[name]
-        return kind(shape[1] * given["groups"], shape[0], tuple(shape[2:]), bias=bias, **_tuples(convolution))
-    if shape is not None and name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
-        transposed: Any = {"1": nn.ConvTranspose1d, "2": nn.ConvTranspose2d, "3": nn.ConvTranspose3d}[name[14]]
-        more = _tuples({**convolution, "output_padding": given["output_padding"]})
-        return transposed(shape[0], shape[1] * given["groups"], tuple(shape[2:]), bias=bias, **more)
-    if shape is not None and name == "linear":
-        return nn.Linear(shape[1], shape[0], bias=bias)
-    if shape is not None and name == "batch_norm" and given["running_mean"] is not None and not given["training"]:
-        ndim = given["input"].meta["val"].ndim
-        norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[ndim]
-        return norm(shape[0], eps=given["eps"], momentum=given["momentum"])
-    if shape is not None and name == "layer_norm":
-        return nn.LayerNorm(tuple(shape), eps=given["eps"], bias=bias)
-    if shape is not None and name == "group_norm":
-        return nn.GroupNorm(given["num_groups"], shape[0], eps=given["eps"])
-    if shape is not None and name == "embedding":
-        return nn.Embedding(shape[0], shape[1])
-    if name == "dropout":
-        return nn.Dropout(given["p"])
-    return None
-
-
-def _tuples(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in given.items()}
