@@ -195,6 +195,11 @@ class Task(Part):
         raise NotImplementedError
 
     @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """What an application has to do to its data before it runs the network, as JSON; nothing where that is all."""
+        return {}
+
+    @property
     def baseline(self) -> Baseline | None:
         """What a network has to beat to have learned anything; None where that is not known."""
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import importlib
 import inspect
 import io
 import os
@@ -70,7 +69,7 @@ def named(source: str) -> Any:
     if (here := str(Path.cwd())) not in sys.path:  # the `edgedl` program starts without it
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        module = plugins.imported(module_name)
     except ModuleNotFoundError as error:
         if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(
@@ -102,6 +101,7 @@ def adapted(net: nn.Module, task: Task) -> nn.Module:
     Inputs go by keyword where the module's `forward` has parameters of all their names, else by order. Outputs are
     picked by name where it returns all of the task's by name (`outputs_of`), else by order.
     A module that does all that already is itself the copy, so that its layers have the names that people know.
+    Of a task that names no outputs, all are.
     Raises `UsageError` for weights that are no numbers, inputs that it does not take, outputs that it does not have,
     and a `forward` that PyTorch cannot export.
     """
@@ -145,6 +145,14 @@ def outputs_of(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, 
     names = tuple(inputs) if all(name in parameters for name in inputs) else None
     with _explained(own, inputs):
         return _named(_run(own, inputs, names))
+
+
+def output_names(network: Network, task: Task) -> tuple[str, ...]:
+    """What a network calls all that it returns for the task's inputs; see `outputs_of`."""
+    everything = task.model_copy(update={"output_names": ()})
+    net = network.build(everything)
+    names: tuple[str, ...] = getattr(net, "picked", ()) or tuple(outputs_of(net, _example(task)))
+    return names
 
 
 def digest(net: nn.Module) -> str:
@@ -312,6 +320,8 @@ def _picked(result: Any, task: Task) -> Named:
     found, wanted = _named(result), tuple(task.outputs)
     if not found:
         raise UsageError(f"the network returns {_described(result)}, and no floating tensor for {', '.join(wanted)}")
+    if not wanted:
+        return found
     if all(name in found for name in wanted):
         return {name: found[name] for name in wanted}
     if len(found) != len(wanted):

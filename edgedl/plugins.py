@@ -7,8 +7,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from edgedl.core import MissingPackage, ModelFileError, Network, Part, Step, Target, Task, UsageError
@@ -136,6 +138,13 @@ def pip_line(*extras: str) -> str:
     return f"pip install 'edgedl[{','.join(extras)}]'"
 
 
+def imported(module_name: str) -> ModuleType:
+    """A module by its dotted name. That a person's own code runs is said on stderr first; what it raises is raised."""
+    if module_name not in sys.modules and not module_name.startswith("edgedl."):
+        print(f"edgedl: importing {module_name}, whose code runs with your rights", file=sys.stderr)
+    return importlib.import_module(module_name)
+
+
 def _exists(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -147,7 +156,7 @@ def _attribute(module_name: str, class_name: str) -> object:
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
         raise UsageError(f"{module_name + ':' + class_name!r} names no class; write package.module:Class")
     try:
-        module = importlib.import_module(module_name)
+        module = imported(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f"cannot import {module_name}: {error}; is it on the Python path?") from error
     except (ImportError, SyntaxError) as error:

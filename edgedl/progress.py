@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ _interrupted = False
 
 @contextmanager
 def display() -> Iterator[None]:
-    """Shows the stages that run inside, on stderr; without it they run silently.
+    """Shows the stages that run inside, on stderr or in the notebook; without it they run silently.
 
     A Ctrl-C meanwhile is heeded at the next unit of a stage at the latest: some libraries, while they
     load or convert, catch everything, and it with it.
@@ -28,11 +29,10 @@ def display() -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    global _display, _interrupted
-    _interrupted, usual = False, signal.signal(signal.SIGINT, _interrupt)
+    global _display
     # Its own descriptor: `diverted` points the process's stderr elsewhere meanwhile.
-    with os.fdopen(os.dup(sys.__stderr__.fileno()), "w") as stream:  # type: ignore[union-attr]
-        console = Console(file=stream)
+    with _heeding_interrupts(), os.fdopen(os.dup(sys.__stderr__.fileno()), "w") as stream:  # type: ignore[union-attr]
+        console = Console() if Console().is_jupyter else Console(file=stream)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -45,7 +45,20 @@ def display() -> Iterator[None]:
                 yield
             finally:
                 _display_off()
-                signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    global _interrupted
+    _interrupted = False
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    usual = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _display_off() -> None:

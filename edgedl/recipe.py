@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -159,6 +160,43 @@ def parse(text: str, file: Path) -> Recipe:
     return cast("Recipe", _validated(Recipe, table, (), text, file))
 
 
+def part(kind: plugins.Kind, key: str, table: Mapping[str, Any]) -> Part:
+    """One part, from a table as it would stand under `key`. Raises `RecipeError`."""
+    text = dumps({key: table})
+    return _part(kind, tomllib.loads(text)[key], (key,), text, Path("recipe"))
+
+
+def dumps(table: Mapping[str, Any]) -> str:
+    """A recipe's text from its values: TOML with a part a line; what is None is left out."""
+    lines = []
+    for key, value in table.items():
+        if key in SEVERAL:
+            lines += [f"{_key(key)} = [", *(f"  {_toml(part)}," for part in value), "]"]
+        elif value is not None:
+            lines.append(f"{_key(key)} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        entries = [f"{_key(str(key))} = {_toml(entry)}" for key, entry in value.items() if entry is not None]
+        return f"{{ {', '.join(entries)} }}" if entries else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return _quoted(str(value))
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else _quoted(name)
+
+
+def _quoted(text: str) -> str:
+    """As JSON has it, which leaves one character that TOML wants escaped, and would write one beyond 16 bits as two."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema of a recipe file, for editors and checkers."""
     whole = Recipe.model_json_schema()
@@ -247,8 +285,7 @@ def _place(file: Path, text: str, location: Location) -> str:
         if isinstance(key, int):
             shown += f"[{key}]"
         else:
-            bare = re.fullmatch(r"[\w-]+", key)
-            shown += ("." if shown else "") + (key if bare else json.dumps(key))
+            shown += ("." if shown else "") + _key(key)
     position = next((found for end in range(len(location), 0, -1) if (found := _find(text, location[:end])) >= 0), 0)
     return f"{file}:{text.count(chr(10), 0, position) + 1}: {shown or 'recipe'}"
 

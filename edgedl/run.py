@@ -59,6 +59,30 @@ class Run:
     def report(self) -> Path:
         return self.folder / "report.json"
 
+    def best(self, target: str | None = None) -> Path:
+        """What ships for a target: a file or, of a network that is several graphs, the folder of theirs.
+
+        `target` may be left out where there is but one. Raises `UsageError` where nothing may ship, with the reason.
+        """
+        report = read_report(self.folder)
+        verdicts = {verdict["target"]: verdict for verdict in report["verdicts"]}
+        names = {row["target"] for row in report["rows"]}
+        if target is None and len(names) == 1:
+            (target,) = names
+        if target not in names:
+            raise UsageError(f"{self.folder}: no target {target or 'named'}; there are: {', '.join(sorted(names))}")
+        rows = {row["variant"]: row for row in report["rows"] if row["target"] == target}
+        verdict = verdicts.get(target, {"ship": "none", "why": rows["float"]["reason"]})
+        if verdict["ship"] not in rows:
+            raise UsageError(f"{self.folder}: nothing ships for {target}: {verdict['why']}")
+        return self.folder / rows[verdict["ship"]]["file"]
+
+    def _repr_html_(self) -> str:
+        """The tables of the report, for a notebook."""
+        from edgedl.report.terminal import as_html
+
+        return as_html(read_report(self.folder))
+
     def note_stage(self, stage: str, facts: Mapping[str, Any]) -> None:
         """Adds a finished stage to `run.json`."""
         file = self.folder / "run.json"

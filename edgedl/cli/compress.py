@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from edgedl.recipe import Recipe
+
 REFUSED = 3
 FAILED = 1
+OWN = "Your own network"
 
 
 def compress(
-    recipe: Annotated[str, typer.Option(help="A recipe's name (edgedl recipes list) or a TOML file.")],
+    recipe: Annotated[str | None, typer.Option(help="A recipe's name (edgedl recipes list) or a TOML file.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a recipe, your network: package.module:name (which is imported and run), "
+            "a file .pt2, .onnx or .keras, or a folder of transformers.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights for it: a .safetensors file or a checkpoint of tensors.", rich_help_panel=OWN),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Your data: a file .npz, .csv, .parquet or .jsonl, a folder of images or of datasets, "
+            "or package.module:function.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            help="The array or column to learn; without one, files are held against your network.", rich_help_panel=OWN
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What to judge by; by default the label's type tells.", rich_help_panel=OWN)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="First train it for so many epochs.", rich_help_panel=OWN)] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Quantize to int8, in the form that serves best (default).", rich_help_panel=OWN),
+    ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Store weights in half precision.", rich_help_panel=OWN)] = False,
+    prune: Annotated[
+        float | None, typer.Option(help="Remove this share of channels, and train on.", rich_help_panel=OWN)
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="May be given several times (edgedl targets). [default: tflite, onnxruntime]", rich_help_panel=OWN
+        ),
+    ] = None,
+    score_drop: Annotated[
+        float | None, typer.Option(help="How much a file may lose and still ship.", rich_help_panel=OWN)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Take no finished step from earlier runs.")] = False,
     strict: Annotated[
@@ -20,13 +72,24 @@ def compress(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
 ) -> None:
-    """Train, compress, export, measure and judge, as a recipe says."""
+    """Train, compress, export, measure and judge: what a recipe says, or your own network with --model and --data."""
     from edgedl import plugins, progress
     from edgedl import recipe as recipes
     from edgedl.cli.show import print_json
-    from edgedl.core import MissingPackage
+    from edgedl.core import MissingPackage, UsageError
 
-    wanted = recipes.load(recipe)
+    own = {
+        **{"--weights": weights, "--data": data, "--label": label, "--metric": metric, "--epochs": epochs},
+        **{"--int8": int8, "--fp16": fp16, "--prune": prune, "--target": target, "--score-drop": score_drop},
+    }
+    if recipe is not None:
+        if given := [option for option, value in {"--model": model, **own}.items() if value not in (None, False, [])]:
+            raise UsageError(f"a recipe says it all: leave out {' and '.join(given)}, or change its file")
+        wanted, text = recipes.load(recipe), recipes.find(recipe).read_text(encoding="utf-8")
+    elif model is None:
+        raise UsageError("give a recipe (edgedl recipes list), or your own network with --model and --data")
+    else:
+        wanted, text = _own(model, own)
     plugins.require(wanted.targets)  # before the imports below, which need torch
     from edgedl import pipeline
     from edgedl.report import page, terminal
@@ -34,7 +97,7 @@ def compress(
 
     try:
         with progress.display():
-            run = pipeline.compress(wanted, recipes.find(recipe).read_text(encoding="utf-8"), out, fresh=fresh)
+            run = pipeline.compress(wanted, text, out, fresh=fresh)
     except OSError as error:
         error.filename = error.filename or str(out)  # a full disk does not say which it is
         raise
@@ -54,3 +117,29 @@ def compress(
     kept_float = {verdict["target"] for verdict in report["verdicts"] if verdict["ship"] in ("float", "none")}
     if strict and any(row["status"] == "refused" and row["target"] in kept_float for row in report["rows"]):
         raise typer.Exit(REFUSED)
+
+
+def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:
+    """The recipe that the options say, and its text."""
+    from edgedl import own_recipe
+    from edgedl.core import UsageError
+
+    if options["--int8"] and options["--fp16"]:
+        raise UsageError("--int8 and --fp16 are two ways to store weights: give one of them")
+    steps: list[dict[str, Any]] = []
+    if options["--epochs"] is not None:
+        steps.append({"use": "train", "epochs": options["--epochs"]})
+    if options["--prune"] is not None:
+        steps.append({"use": "prune", "ratio": options["--prune"]})
+    steps.append({"use": "quantize", "precision": "fp16" if options["--fp16"] else "int8"})
+    drop = options["--score-drop"]
+    return own_recipe.make(
+        model,
+        options["--data"],
+        weights=options["--weights"],
+        label=options["--label"],
+        metric=options["--metric"],
+        steps=steps,
+        targets=options["--target"] or own_recipe.TARGETS,
+        limits=None if drop is None else {"score_drop": drop},
+    )

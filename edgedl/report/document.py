@@ -246,6 +246,7 @@ def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]
         "target": target.model_dump(),
         "inputs": {name: dataclasses.asdict(spec) for name, spec in session.inputs.items()} if session else None,
         "outputs": {name: dataclasses.asdict(spec) for name, spec in session.outputs.items()} if session else None,
+        "preprocessing": run.recipe.task.preprocessing,
     }
     files.write_json(folder / "artifact.json", passport)
     blocks = [[round(float(sample), 6) for sample in block] for block in entry.latencies_ms or []]

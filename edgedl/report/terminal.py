@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,13 +14,23 @@ from rich.text import Text
 from edgedl.recipe import Recipe
 
 NONE = "–"
+HTML_WIDTH = 140
+"""Columns of a report in a notebook."""
 STATUS_STYLE = {"ok": "green", "built": "cyan", "refused": "yellow", "failed": "red"}
 SHIP_STYLE = {"float": "bold yellow", "host only": "bold cyan", "none": "bold red"}
 
 
-def print_report(report: Mapping[str, Any]) -> None:
+def as_html(report: Mapping[str, Any]) -> str:
+    """What `print_report` prints, for a notebook."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        console = Console(record=True, file=nowhere, width=HTML_WIDTH, markup=False)
+        print_report(report, console)
+    return console.export_html(inline_styles=True, code_format="<pre style='line-height: 1.2'>{code}</pre>")
+
+
+def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Rows, then what the ladder found, then the verdicts in words."""
-    console = _console()
+    console = console or _console()
     metric = report["metric"]
     table = _table(
         "variant",

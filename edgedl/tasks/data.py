@@ -53,6 +53,7 @@ class _Given:
 
     def __init__(self, value: object = None) -> None:
         self.value = value
+        self.records: dict[tuple[object, ...], Mapping[str, Records]] = {}
         self.prepared: dict[tuple[object, ...], Prepared] = {}
         self.taught: dict[tuple[object, ...], dict[Split, Batch]] = {}
 
@@ -125,9 +126,30 @@ class Data(Task):
 
     @property
     def measured_by(self) -> str:
-        """The metric's name: accuracy where there are labels, agreement where there is a teacher in their stead."""
-        unlabelled = self.teacher is not None and self.label_name is None
-        return self.metric_name or ("agreement" if unlabelled else "accuracy")
+        """The metric's name. Without one, text and whole numbers are classes, told apart or found in pictures, and
+        other numbers are values; where there is a teacher in their stead, agreement.
+        """
+        if self.metric_name is not None:
+            return self.metric_name
+        if self.teacher is not None and self.label_name is None:
+            return "agreement"
+        records = next(iter(self._records.values()))
+        label = self.label_name or "label"
+        if label not in records.columns or records.is_text(label):
+            return "accuracy"
+        values = records.array(label)
+        if values.dtype.kind == "f":
+            return "rmse"
+        return "miou" if values.ndim > 2 else "accuracy"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the data has what is to be learned: the column that `label` names, or one that is called so."""
+        return self.label_name is not None or "label" in next(iter(self._records.values())).columns
+
+    def example(self, size: int) -> Batch:
+        """The inputs of the first training records, without labels and without asking a teacher."""
+        return {name: self._prepared.arrays["train"][name][:size] for name in self.inputs}
 
     @property
     def metric(self) -> Metric:  # type: ignore[override]
@@ -269,8 +291,15 @@ class Data(Task):
     def _prepared(self) -> Prepared:
         key = tuple(self.__dict__.values())
         if key not in self._given.prepared:
-            self._given.prepared = {key: prepare(self._read(), self._wanted())}
+            self._given.prepared = {key: prepare(self._records, self._wanted())}
         return self._given.prepared[key]
+
+    @property
+    def _records(self) -> Mapping[str, Records]:
+        key = (self.source, self.config, self.input_names, self.label_name, self.size, self.channels)
+        if key not in self._given.records:
+            self._given.records = {key: self._read()}
+        return self._given.records[key]
 
     def _read(self) -> Mapping[str, Records]:
         how = Reading(self.input_names, self.label_name, self.size, self.channels)

@@ -1,0 +1,94 @@
+"""The Python interface: what the commands do, for a module and data that a person has in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from edgedl import benching, own_recipe, plugins, recipe, run
+from edgedl import progress as stages
+from edgedl.core import EdgedlError, ModelFileError, Session, UsageError
+from edgedl.run import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgedl.core import Bench, Limits, Network, Step, Target, Task
+
+__all__ = ["EdgedlError", "Run", "bench", "compress", "load_run", "open"]
+
+Table: TypeAlias = Mapping[str, Any]
+"""A part as in a recipe's file: `{"use": "prune", "ratio": 0.5}`."""
+
+
+def compress(
+    model: nn.Module | Network | Table | str | Path,
+    data: Any = None,
+    *,
+    task: Task | Table | str | None = None,
+    label: str | None = None,
+    metric: str | None = None,
+    steps: Sequence[Step | Table | str] = ("quantize",),
+    targets: Sequence[Target | Table | str] = ("tflite", "onnxruntime"),
+    limits: Limits | Table | None = None,
+    bench: Bench | Table | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    out: str | Path = "runs",
+    fresh: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Compresses a network, exports it for every target, and measures the files; the module is never changed.
+
+    `model`: a module, the name of a family of edgedl's, "my_package.my_module:build", or a file: .pt2, .onnx, .keras,
+    a folder of transformers. `data`: arrays, (inputs, labels), by name, a torch data set or loader, a file or folder;
+    or else a `task`, one of edgedl's or of one's own. Without labels, files are held against the float network.
+    `steps`, `targets`, `limits` and `bench` are those of a recipe. With `fresh`, no step is taken from earlier runs.
+
+    Raises `EdgedlError`, whose text says what to do.
+    """
+    wanted, text = own_recipe.make(
+        model, data, task=task, label=label, metric=metric, steps=steps, targets=targets, limits=limits, bench=bench,
+        name=name, seed=seed,
+    )  # fmt: skip
+    plugins.require(wanted.needed_targets)
+    from edgedl import pipeline
+    from edgedl.report import page
+
+    with stages.display() if progress else nullcontext():
+        made = pipeline.compress(wanted, text, Path(out), fresh=fresh)
+    if plugins.installed("jinja2") and plugins.installed("plotly"):
+        page.write_page(run.read_report(made.folder), made.folder)
+    return made
+
+
+def load_run(folder: str | Path, root: str | Path = "runs") -> Run:
+    """A finished run: its folder, or a recipe's name for its latest under `root`. Raises `UsageError`."""
+    found = run.find_finished(str(folder), Path(root))
+    run.read_report(found)
+    return Run(found, recipe.load(str(found / "recipe.toml")))
+
+
+def bench(*paths: str | Path, vs: str | Path | None = None, threads: int = 1, seconds: float = 3.0) -> list[Table]:
+    """Measures exported files in turn, each against `vs` if given: a row a file, as `edgedl bench --json` prints them.
+
+    Raises `ModelFileError` for a file that cannot be opened.
+    """
+    if not paths:
+        raise UsageError("bench needs at least one file")
+    return list(benching.bench([*map(Path, paths)], Path(vs) if vs else None, None, None, threads, seconds, False))
+
+
+def open(path: str | Path, threads: int = 1) -> Session:
+    """An exported file as a session: `open(path).run({"image": images})` gives named arrays. Raises `ModelFileError`.
+
+    A folder is that of a network which is several graphs; `session.graphs` then has each by its name.
+    """
+    from edgedl import graph_session
+
+    file = Path(path)
+    if not file.exists():
+        raise ModelFileError(f"no file {file}")
+    return graph_session.open_files(plugins.target_for(graph_session.one_of(file), threads), file)

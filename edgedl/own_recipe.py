@@ -1,0 +1,138 @@
+"""A recipe for a person's own network and data: what `edgedl.compress` and `edgedl compress --model` make of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from edgedl import plugins
+from edgedl import recipe as recipes
+from edgedl.core import MissingPackage, Network, Part, Task, UsageError
+from edgedl.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from torch import nn
+
+    from edgedl.tasks.data import Data
+
+TARGETS = ("tflite", "onnxruntime")
+"""Where nothing else is asked for: what phones and small boards run."""
+PartLike: TypeAlias = "Part | Mapping[str, Any] | str"
+"""A part, a table as in a recipe's file, or the name alone."""
+
+
+def make(
+    model: nn.Module | PartLike | Path,
+    data: Any,
+    *,
+    weights: str | None = None,
+    task: PartLike | None = None,
+    label: str | None = None,
+    metric: str | None = None,
+    steps: Sequence[PartLike],
+    targets: Sequence[PartLike],
+    limits: BaseModel | Mapping[str, Any] | None = None,
+    bench: BaseModel | Mapping[str, Any] | None = None,
+    name: str | None = None,
+    seed: int = 0,
+) -> tuple[Recipe, str]:
+    """The recipe and its text, which holds all but what was given from Python. Raises `UsageError`."""
+    if not plugins.installed("torch"):
+        raise MissingPackage(f"a network of one's own needs torch: {plugins.pip_line('train')}")
+    try:
+        network = _network(model)
+        if weights is not None:
+            network = _with_weights(network, weights)
+        learned = _task(data, task, label, metric, network)
+        text = recipes.dumps(
+            {
+                "name": name or _name_of(network),
+                "seed": seed,
+                "task": _table(learned),
+                "model": _table(network),
+                "steps": [_table(step) for step in steps],
+                "targets": [_table(target) for target in targets],
+                "limits": _settings(limits),
+                "bench": _settings(bench),
+            }
+        )
+        read = recipes.parse(text, Path("recipe"))
+    except recipes.RecipeError as error:  # there is no such file, and so no line
+        raise UsageError(re.sub(r"^recipe:\d+: ", "", str(error))) from error
+    # What was read has the fields, but not the module and the arrays.
+    return read.model_copy(update={"task": learned, "model": network}), text
+
+
+def _network(model: nn.Module | PartLike | Path) -> Network:
+    from edgedl import own
+    from edgedl.models.given import Given
+
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, Mapping):
+        return cast("Network", recipes.part("models", model, "model"))
+    if isinstance(model, str) and model in plugins.names("models"):
+        return cast("Network", recipes.part("models", {"use": model}, "model"))
+    if isinstance(model, str | Path):
+        return own.network_for(str(model))
+    if not hasattr(model, "state_dict"):
+        kind = type(model).__name__
+        raise UsageError(f'model is a {kind}: give a torch.nn.Module, "package.module:name" or a model file')
+    return Given.of(model)
+
+
+def _with_weights(network: Network, weights: str) -> Network:
+    if "weights" not in type(network).model_fields:
+        raise UsageError(f"a network that is {network.label} has its weights: leave out {weights}")
+    return network.model_copy(update={"weights": weights})
+
+
+def _task(data: Any, task: PartLike | None, label: str | None, metric: str | None, network: Network) -> Task:
+    from edgedl import own
+    from edgedl.tasks.data import Data
+
+    if task is not None:
+        if data is not None or label is not None or metric is not None:
+            raise UsageError("data, label and metric say what to judge by, and so does task: give one of them")
+        table = {"use": task} if isinstance(task, str) else task
+        return task if isinstance(task, Task) else cast("Task", recipes.part("tasks", cast("Any", table), "task"))
+    if data is None:
+        raise UsageError("there is no data: give data, such as (inputs, labels) or a folder, or a task")
+    told = {"label": label, "metric": metric, "source": str(data) if isinstance(data, str | Path) else None}
+    told = {key: value for key, value in told.items() if value is not None}
+    made = cast("Data", recipes.part("tasks", "task", {"use": "data"} | told))
+    if "source" not in told:
+        made = Data.of(data, **told)
+    if not made.has_labels:
+        made = made.model_copy(update={"teacher": network})
+    return made.model_copy(update={"output_names": own.output_names(network, made)})
+
+
+def _name_of(network: Network) -> str:
+    """Of the run's folder: the last word of the file, the module or the class that the network is from."""
+    said = str(getattr(network, "source", "") or getattr(network, "kind", "") or network.label)
+    said = re.sub(r"\.(pt2|onnx|keras)$", "", said.rstrip("/").partition(":")[0])
+    last = re.split(r"[./\\]", said)[-1]
+    return re.sub(r"[^\w-]+", "-", last).strip("-").lower() or "model"
+
+
+def _table(part: PartLike) -> dict[str, Any]:
+    """A part as in a recipe's file: what is as it is by default is left out."""
+    if isinstance(part, str):
+        return {"use": part}
+    if not isinstance(part, Part):
+        return dict(part)
+    table = part.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+    for name, field in type(part).model_fields.items():  # a part inside has a name, too
+        if isinstance(inner := getattr(part, name), Part):
+            table[field.alias or name] = _table(inner)
+    return {"use": part.use} | table
+
+
+def _settings(given: BaseModel | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if given is None or isinstance(given, Mapping):
+        return dict(given) if given else None
+    return given.model_dump(mode="json", exclude_defaults=True) or None

@@ -1,0 +1,228 @@
+"""`edgedl.compress` and what goes with it: a module and data from Python, or named on the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import edgedl
+from edgedl import recipe
+from tests.test_cli import run_in
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+QUICK: dict[str, Any] = {
+    "steps": [{"use": "quantize", "method": "ptq", "calibrator": "min-max", "corrections": []}],
+    "bench": {"min_seconds": 0, "rounds": 1},
+    "limits": {"score_drop": 1, "slower": "allow"},
+    "progress": False,
+}
+PERSONS = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, signal):
+        return {"scores": self.head(torch.relu(self.hidden(signal)))}
+
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+def blobs(num: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes that a line tells apart."""
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 3, num)
+    return (generator.normal(size=(num, 8)) + 3 * np.eye(8)[label]).astype(np.float32), label
+
+
+def trained(net: nn.Module) -> nn.Module:
+    x, y = map(torch.from_numpy, blobs())
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)))
+
+
+@pytest.fixture(scope="module")
+def finished(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> edgedl.Run:
+    return edgedl.compress(network, blobs(), targets=["tflite"], out=tmp_path_factory.mktemp("runs"), **QUICK)
+
+
+def test_the_names_are_these():
+    assert edgedl.__all__ == ["EdgedlError", "Run", "bench", "compress", "load_run", "open"]
+    assert all(getattr(edgedl, name).__doc__ for name in edgedl.__all__)
+    assert set(edgedl.__all__) <= set(dir(edgedl))
+    with pytest.raises(AttributeError, match="no attribute 'compres'"):
+        edgedl.compres  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import sys, edgedl; print(*{'torch', 'numpy', 'pydantic', 'rich'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_module_and_arrays_come_out_as_a_file_that_answers_alike(network, finished):
+    file = finished.best("tflite")
+    assert file == finished.best()
+    assert file.is_relative_to(finished.folder)
+    float_file = finished.folder / "targets/float/tflite/model.tflite"
+    x, _ = blobs()
+    session = edgedl.open(float_file)
+    (name,) = session.inputs
+    answers = np.concatenate([session.run({name: x[index : index + 1]})["output"] for index in range(20)])
+    with torch.no_grad():
+        np.testing.assert_allclose(answers, network.eval()(torch.from_numpy(x[:20])), atol=1e-4)
+
+
+def test_the_module_stays_as_it_was(tmp_path):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    structure = repr(net)
+    steps = [{"use": "train", "epochs": 2}, {"use": "prune", "ratio": 0.5, "iterations": 1}, *QUICK["steps"]]
+    run = edgedl.compress(net, blobs(), targets=["onnxruntime"], out=tmp_path, **QUICK | {"steps": steps})
+    assert net.training
+    assert repr(net) == structure
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert run.best().stat().st_size < (run.folder / "targets/float/onnxruntime/model.onnx").stat().st_size
+
+
+def test_without_labels_files_are_held_against_the_module(network, tmp_path):
+    run = edgedl.compress(network, {"signal": blobs()[0]}, targets=["tflite"], out=tmp_path, **QUICK)
+    report = edgedl.load_run(run.folder)._repr_html_()
+    assert "agreement" in report
+    assert run.best().exists()
+
+
+def test_a_run_is_found_again(finished):
+    again = edgedl.load_run(finished.folder)
+    assert again.best("tflite") == finished.best("tflite")
+    assert edgedl.load_run(finished.recipe.name, finished.folder.parents[1]).folder == finished.folder
+    assert again.recipe.steps == finished.recipe.steps
+    assert "accuracy" in again._repr_html_()
+    with pytest.raises(edgedl.EdgedlError, match="was given from Python"):
+        again.recipe.model.build(again.recipe.task)
+    with pytest.raises(edgedl.EdgedlError, match="no target onnx; there are: tflite"):
+        again.best("onnx")
+    with pytest.raises(edgedl.EdgedlError, match='no run "absent"'):
+        edgedl.load_run("absent")
+
+
+def test_files_are_measured_side_by_side(finished):
+    float_file = finished.folder / "targets/float/tflite/model.tflite"
+    rows = edgedl.bench(finished.best(), vs=float_file, seconds=0.01)
+    assert [Path(row["file"]) for row in rows] == [finished.best(), float_file]
+    assert rows[0]["speedup"]["median"] > 0
+    for call in (edgedl.bench, edgedl.open):
+        with pytest.raises(edgedl.EdgedlError, match=r"no file absent\.tflite"):
+            call("absent.tflite")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data": None}, "there is no data"),
+        ({"task": "digits"}, "data, label and metric say what to judge by, and so does task"),
+        ({"model": 3}, "model is a int: give a torch.nn.Module"),
+        ({"model": "my_model"}, "is no network; there are: package.module:name"),
+        ({"steps": [{"use": "prune", "ratoi": 0.5}]}, r"steps\[0\].ratoi: unknown key; did you mean ratio"),
+        ({"steps": ["quantise"]}, r"steps\[0\].use: no steps named 'quantise'; did you mean quantize"),
+        ({"steps": []}, "steps: .*at least 1"),
+        ({"targets": ["coreml"]}, "no targets named 'coreml'"),
+        ({"limits": {"score_dorp": 1}}, "limits.score_dorp: unknown key; did you mean score_drop"),
+        ({"metric": "acuracy"}, "no metric named 'acuracy'; did you mean accuracy"),
+        ({"label": "target"}, "target"),
+        ({"name": "a/b"}, "name"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_done(changed, said, network, tmp_path):
+    given = {"model": network, "data": {"signal": blobs()[0], "label": blobs()[1]}, "out": tmp_path / "runs"} | QUICK
+    with pytest.raises(edgedl.EdgedlError, match=said) as error:
+        edgedl.compress(**given | changed)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_network_of_ones_own_on_the_command_line(tmp_path):
+    (tmp_path / "my_model.py").write_text(PERSONS)
+    x, y = blobs()
+    np.savez(tmp_path / "data.npz", signal=x, label=y)
+    done = run_in(
+        tmp_path, "compress", "--model", "my_model:build", "--data", "data.npz", "--epochs", "3", "--fp16",
+        "--target", "onnxruntime", "--target", "tflite",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "importing my_model" in done.stderr
+    assert "tflite: ship" in done.stdout
+    (text,) = (tmp_path / "runs/my_model").glob("*/recipe.toml")
+    read = recipe.load(str(text))
+    assert [target.use for target in read.targets] == ["onnxruntime", "tflite"]
+    assert [step.use for step in read.steps] == ["train", "quantize"]
+    again = run_in(tmp_path, "compress", "--recipe", str(text.relative_to(tmp_path)))
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((), "give a recipe (edgedl recipes list), or your own network with --model and --data"),
+        (("--recipe", "cnn-int8", "--int8"), "a recipe says it all: leave out --int8"),
+        (("--recipe", "cnn-int8", "--target", "tflite"), "leave out --target"),
+        (("--model", "my_model:build"), "there is no data"),
+        (("--model", "absent:build", "--data", "data.npz"), "no module absent"),
+        (("--model", "my_model:build", "--data", "absent.npz"), "absent.npz: no such file"),
+        (("--model", "my_model:build", "--data", "absent.npz", "--int8", "--fp16"), "two ways to store weights"),
+        (("--model", "model.onnx", "--data", "x.npz", "--weights", "w.safetensors"), "has its weights"),
+    ],
+)
+def test_wrong_options_are_one_line(given, said, tmp_path):
+    (tmp_path / "my_model.py").write_text(PERSONS)
+    np.savez(tmp_path / "data.npz", signal=blobs()[0])
+    done = run_in(tmp_path, "compress", *given)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)))
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(TEXT, VALUES, max_size=4), st.lists(st.dictionaries(TEXT, VALUES, max_size=3), max_size=3))
+def test_a_recipes_text_says_what_it_was_made_of(table, steps):
+    table = table | {"steps": steps}
+    assert tomllib.loads(recipe.dumps(table)) == table
