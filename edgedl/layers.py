@@ -21,6 +21,12 @@ NOTHING = {ATEN.to.dtype, ATEN.to.dtype_layout, ATEN.contiguous.default, ATEN.li
 CHANNELS_LAST = {3: [0, 2, 1], 4: [0, 2, 3, 1], 5: [0, 2, 3, 4, 1]}
 CONVOLUTIONS = {ATEN.conv1d.default, ATEN.conv2d.default, ATEN.conv3d.default}
 
+ELEMENTWISE = {
+    ATEN.relu.default, ATEN.relu6.default, ATEN.sigmoid.default, ATEN.tanh.default, ATEN.silu.default,
+    ATEN.gelu.default, ATEN.leaky_relu.default, ATEN.elu.default, ATEN.hardswish.default, ATEN.hardsigmoid.default,
+    ATEN.hardtanh.default, ATEN.clamp.default, ATEN.add.Tensor, ATEN.mul.Tensor, ATEN.sub.Tensor,
+}  # fmt: skip
+
 
 def layers(module: fx.GraphModule) -> fx.GraphModule:
     """The same graph with layers in place of the functions that they are; it can be set to training.
@@ -31,6 +37,7 @@ def layers(module: fx.GraphModule) -> fx.GraphModule:
     _tidy(module)
     _fold_constants(module)
     _multiply_out(module)
+    _sink_permutes(module.graph)
     graph, uses = module.graph, Counter[str]()
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -158,9 +165,42 @@ def _multiply_out(module: fx.GraphModule) -> None:
         new_bias = _stored(module, node, bias * factor + offset)
         node.args = (x, new_weight, new_bias, *rest)
         first = chain[0].all_input_nodes[0] if chain[0].all_input_nodes[0].op != "get_attr" else chain[0].args[1]
+        assert isinstance(first, fx.Node)
         chain[-1].replace_all_uses_with(first)
         for absorbed in reversed(chain):
             graph.erase_node(absorbed)
+
+
+def _sink_permutes(graph: fx.Graph) -> None:
+    """Has a permutation after what comes behind it, value by value, so that it meets the next and both go.
+
+    Frameworks that keep channels last have two around each layer; an activation belongs to the layer before it.
+    """
+    moved = True
+    while moved:
+        moved = False
+        for node in list(graph.nodes):
+            given = [value for value in node.all_input_nodes if value.op != "get_attr"]
+            if not given or len(given) != len(node.all_input_nodes):
+                continue
+            if any(value.target != ATEN.permute.default for value in given):
+                continue
+            dims = [tuple(value.args[1]) for value in given]
+            if node.target == ATEN.permute.default and [dims[0][dim] for dim in node.args[1]] == [*range(len(dims[0]))]:
+                node.replace_all_uses_with(given[0].all_input_nodes[0])
+            elif node.target in ELEMENTWISE and len({*dims}) == 1 and all(len(value.users) == 1 for value in given):
+                for value in given:
+                    node.replace_input_with(value, value.all_input_nodes[0])
+                with graph.inserting_after(node):
+                    later = graph.call_function(ATEN.permute.default, (node, [*dims[0]]))
+                later.meta = dict(node.meta)
+                node.replace_all_uses_with(later, delete_user_cb=lambda user, later=later: user is not later)
+            else:
+                continue
+            moved = True
+            for old in (node, *given):
+                if not old.users and old.op == "call_function":
+                    graph.erase_node(old)
 
 
 def _channels(module: fx.GraphModule, node: fx.Node, value: fx.Node, width: int) -> torch.Tensor | None:
