@@ -106,7 +106,7 @@ def _npz_part(file: Path) -> Records:
 
 def _csv(file: Path, delimiter: str = ",") -> Records:
     """A table with a header; cells stay text until they are asked for."""
-    lines: list[int] = []
+    lines, header = list[int](), list[str]()
     rows: list[list[str]] = []
     try:
         reader = csv.reader(io.StringIO(_text(file), newline=""), delimiter=delimiter, strict=True)
@@ -121,7 +121,8 @@ def _csv(file: Path, delimiter: str = ",") -> Records:
             lines.append(reader.line_num)
             rows.append([value.strip() for value in values])
     except csv.Error as error:
-        raise DataError(f"{file}:{lines[-1] + 1 if lines else 1}: no CSV from here on: {error}") from error
+        place = lines[-1] + 1 if lines else 2 if header else 1
+        raise DataError(f"{file}:{place}: no CSV from here on: {error}") from error
     if twice := [name for name in header if header.count(name) > 1]:
         raise DataError(f"{file}: two columns are named {twice[0]!r}")
     if not rows:

@@ -38,7 +38,9 @@ class LiteRTSession:
     def run(self, batch: Batch) -> Batch:
         interpreter = self.interpreter
         for name, index in self._inputs:
-            interpreter.set_tensor(index, batch[name])
+            values = batch[name]
+            # The converter makes int32 of int64 inputs.
+            interpreter.set_tensor(index, values.astype(np.int32) if values.dtype == np.int64 else values)
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in self._outputs}
 

@@ -27,6 +27,8 @@ MAX_WARM_UP_SECONDS = 5.0
 STABLE = 0.02
 """Warm-up ends when the median of the last third of its runs is within this share of that of the third before."""
 MIN_RUNS = 100
+NARROWED = {"int64": "int32"}
+"""What a converter makes of an input's dtype, which the session then takes as well."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def check_fits(file: Path, session: Session, task: Task) -> None:
         if name not in task.inputs:
             raise UsageError(f"{file}: input {name} is nothing that task {task.use} feeds")
         spec = task.inputs[name]
-        if given.shape[1:] != spec.shape or given.dtype != spec.dtype:
+        if given.shape[1:] != spec.shape or given.dtype not in (spec.dtype, NARROWED.get(spec.dtype)):
             shape = ", ".join(map(str, ("N", *spec.shape)))
             raise UsageError(
                 f"{file}: input {name} is {given.dtype} {given.shape}, but task {task.use} feeds {spec.dtype} ({shape})"

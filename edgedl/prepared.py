@@ -184,7 +184,10 @@ def _column(records: Records, name: str) -> np.ndarray:
 
 def _input(records: Records, name: str, columns: Sequence[str], stacked: bool) -> np.ndarray:
     if not stacked:
-        return _column(records, name)
+        values = _column(records, name)
+        if values.dtype == np.int64 and (values != values.astype(np.int32)).any():
+            raise DataError(f"{records.source}: {name} holds numbers beyond int32, which TFLite files take for int64")
+        return values
     found = [_column(records, column) for column in columns]
     for column, values in zip(columns, found, strict=True):
         if values.ndim != 1:

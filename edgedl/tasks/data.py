@@ -121,7 +121,7 @@ class Data(Task):
     def _known(cls, value: str | None) -> str | None:
         if value is not None and ":" not in value and value not in metrics.METRICS:
             hint = plugins.nearest(value, metrics.METRICS)
-            raise ValueError(f"no metric named {value!r}; {hint}; one of your own is package.module:function")
+            raise ValueError(f"no metric named {value!r}; {hint} One of your own is package.module:function")
         return value
 
     @property
