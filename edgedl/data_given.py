@@ -265,8 +265,15 @@ def _named(item: Any, how: Reading) -> dict[str, Any]:
     """A record's, or a batch's, values by name: those of a mapping, or a tuple's in order."""
     if isinstance(item, Mapping):
         return {str(name): value for name, value in item.items()}
-    values = tuple(item) if isinstance(item, tuple | list) else (item,)
+    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Mapping):
+        return {**_named(item[0], how), how.label or "label": item[1]}
+    values = _flat(item)
     return dict(zip(_names(len(values), how), values, strict=True))
+
+
+def _flat(item: Any) -> list[Any]:
+    """(x, y) or ((x, y), z): tuples in order."""
+    return [value for inner in item for value in _flat(inner)] if isinstance(item, tuple | list) else [item]
 
 
 def _names(num: int, how: Reading) -> tuple[str, ...]:

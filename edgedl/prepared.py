@@ -118,9 +118,8 @@ def _label(records: Records, wanted: Wanted) -> str | None:
     """The column of labels: the one that is named, or one named "label"."""
     if wanted.label is not None:
         _check_name(records, wanted.label, "label")
-        return wanted.label
-    if wanted.kind == "none":
-        return None
+    if wanted.label is not None or wanted.kind == "none":
+        return wanted.label if wanted.kind != "none" else None
     if "label" in records.columns:
         return "label"
     if wanted.kind == "any":
@@ -133,7 +132,7 @@ def _label(records: Records, wanted: Wanted) -> str | None:
 
 def _inputs(records: Records, label: str | None, wanted: Wanted) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """The names of inputs in order, and which of them are several columns."""
-    free = [name for name in records.columns if name not in (label, "label")]
+    free = [name for name in records.columns if name not in (label, wanted.label, "label")]
     for name in wanted.columns:
         _check_name(records, name, "columns")
     numbers = tuple(name for name in free if not records.is_text(name))
@@ -325,7 +324,8 @@ def _divided(
 
 def _given(names: list[str], chosen: Mapping[str, str] | None, source: str) -> dict[str, str]:
     """Which part each split is. Without a test part, what is there to validate tests; a single part is all there is."""
-    given = {PARTS[name.lower()]: name for name in names if name.lower() in PARTS}
+    taken = set((chosen or {}).values())
+    given = {PARTS[name.lower()]: name for name in names if name.lower() in PARTS and name not in taken}
     for split, name in (chosen or {}).items():
         if name not in names:
             raise DataError(f"{source}: splits.{split}: no part {name!r}; {plugins.nearest(name, names)}")

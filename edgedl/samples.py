@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from edgedl import metrics
 from edgedl.classes import NUM_EXHIBITS, judged, softmax
 from edgedl.core import Batch, Exhibit
 from edgedl.prepared import Prepared
@@ -15,12 +14,17 @@ NUM_NUMBERS = 8
 """Shown of an array, and of an answer."""
 
 
-def exhibits(prepared: Prepared, output: str, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
+def exhibits(
+    prepared: Prepared,
+    output: str,
+    decide: Callable[[Batch], np.ndarray | None],
+    answers: Mapping[str, Batch],
+    batch: Batch,
+) -> Sequence[Exhibit]:
     """Samples whose answers in `output` differ most between files, those of another class first."""
     given = {name: outputs[output] for name, outputs in answers.items()}
     label = batch[prepared.label] if prepared.label is not None else None
-    shape = label.shape if label is not None and prepared.classes else None
-    chosen = {name: metrics.decided(values, shape) for name, values in given.items()}
+    chosen = {name: decide(outputs) for name, outputs in answers.items()}
     flat = np.stack([values.reshape(len(values), -1).astype(np.float64) for values in given.values()])
     order = np.lexsort((-np.ptp(flat, axis=0).max(axis=1), _alike(list(chosen.values()), flat.shape[1])))
     found = []

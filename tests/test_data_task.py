@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from edgedl import pipeline, recipe
 from edgedl.core import DataError, Network, RecipeError, Task, UsageError
@@ -501,7 +502,7 @@ X = np.ones((20, 2), np.float32)
         ("a.npz", saved(label=CLASSES), {}, "a.npz: nothing is left for the network's input; it has label"),
         ("a.npz", saved(x=X[:0], label=CLASSES[:0]), {}, "a.npz: there are no records in it"),
         ("a.npz", saved(x=X[:2], label=CLASSES[:2]), {}, "a.npz: 2 samples are too few to train, validate and test on"),
-        ("a.npz", saved(x=CLASSES + 2**40, label=CLASSES), {}, "a.npz: x holds numbers beyond int32, which TFLite files"),
+        ("a.npz", saved(x=CLASSES + 2**40, label=CLASSES), {}, "x holds numbers beyond int32, which TFLite files"),
         ("a.npz", saved(x=np.float32(1), label=CLASSES), {}, "a.npz: x is a single value; the first axis of every"),
         ("a.npz", saved(**{"train/x": X, "test/x": X, "y": X}), {}, "a.npz: array y is in no part; name it train/y"),
         ("a.npz", saved(**{"validation/x": X, "test/x": X, "validation/label": CLASSES, "test/label": CLASSES}), {},
@@ -730,3 +731,116 @@ steps = [ {PTQ} ]
     scores = {row["variant"]: row["score"] for row in report["rows"] if row["target"] == "tflite"}
     assert scores["float"] == pytest.approx(1, abs=1e-6)
     assert 0.9 < scores["compressed"] <= 1
+
+
+def test_a_data_set_of_the_hub_is_taken_by_name_and_configuration(monkeypatch):
+    import datasets
+
+    def loaded(name: str, config: str | None) -> datasets.DatasetDict:
+        if name != "somebody/numbers":
+            raise ConnectionError("the hub is far away\nand more")
+        assert config == "small"
+        rows = {"a": [1.0, 2.0, 3.0, 4.0] * 5, "label": [0, 1] * 10}
+        return datasets.DatasetDict(train=datasets.Dataset.from_dict(rows), dev=datasets.Dataset.from_dict(rows))
+
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    task = Data(source="hub:somebody/numbers", config="small", splits={"test": "dev"})
+    assert [len(task.arrays(split)["label"]) for split in SPLITS] == [16, 16, 4, 20]
+    with pytest.raises(DataError, match=r"hub:nobody/nothing: cannot be had: the hub is far away$"):
+        Data(source="hub:nobody/nothing").arrays("test")
+
+
+def test_inputs_may_be_nested_and_tables_of_pandas():
+    import pandas
+
+    pairs = [((np.float32([index]), index + 1), index % 2) for index in range(20)]
+    task = Data.of(pairs, inputs=("x", "next"))
+    assert {name: (spec.shape, spec.dtype) for name, spec in task.inputs.items()} == {
+        "x": ((1,), "float32"), "next": ((), "int64"),
+    }  # fmt: skip
+    named = [({"x": np.float32([index]), "next": index + 1}, index % 2) for index in range(20)]
+    for name, values in Data.of(named).arrays("test").items():
+        np.testing.assert_array_equal(values, task.arrays("test")[name])
+    frame = pandas.DataFrame({"a": np.arange(20.0), "kind": ["x", "y"] * 10, "note": ["-"] * 20})
+    table = Data.of(frame, label="kind")
+    assert (table.classes, table.inputs["features"].shape) == (("x", "y"), (1,))
+
+
+def test_of_data_without_labels_the_teacher_answers(tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in write_images(tmp_path / "own").glob("*/*.png"):
+        file.rename(flat / file.name)
+    teacher = Chooses()
+    images = Data(source=str(flat), size=(4, 4), teacher={"use": "mlp"})
+    assert set(images.arrays("test")) == {"image", "taught:output"}
+    named = Data.of({"x": X * rng().normal(size=X.shape), "label": CLASSES, "y": CLASSES}, teacher=teacher)
+    assert list(named.inputs) == ["x", "y"]
+    assert named.metric.name == "agreement"
+    task = Data.of({"x": rng().normal(size=(100, 2)), "y": CLASSES.repeat(5)}, label="y", metric="agreement",
+                   teacher=teacher)  # fmt: skip
+    batch = task.arrays("test")
+    assert set(batch) == {"x", "taught:output"}
+    taught = batch["taught:output"]
+    assert task.score({"output": taught}, batch) == 1
+    other = np.where(np.arange(20)[:, None] < 5, -taught, taught)
+    assert task.score({"output": other}, batch) == np.mean(other.argmax(1) == taught.argmax(1))
+    tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+    near, far = (float(task.loss({"output": torch.from_numpy(values)}, tensors)) for values in (taught, -taught))
+    assert abs(near) < 1e-6 < far
+    plain = Data.of({"x": rng().normal(size=(100, 2))}, teacher={"use": "mlp"})
+    batch = plain.arrays("test")
+    noise = 0.1 * np.sqrt(np.square(batch["taught:output"]).mean()) * np.resize([1, -1], (20, 1))
+    assert plain.score({"output": batch["taught:output"] + noise}, batch) == pytest.approx(0.99, abs=1e-4)
+    assert plain.decisions({"output": taught[:, :1]}) is None
+    with pytest.raises(ValidationError, match="the teacher stands in for labels, but the metric needs these"):
+        Data(source="own.npz", label="y", teacher=teacher)
+
+
+def test_a_teacher_that_answers_no_numbers_is_refused():
+    class Broken(Chooses):
+        def build(self, task: Task) -> torch.nn.Module:
+            net = super().build(task)
+            net[2].bias.data[1] = torch.nan
+            return net
+
+    with pytest.raises(DataError, match="the teacher answers NaN or infinity in output"):
+        Data.of({"x": X}, teacher=Broken()).arrays("test")
+
+
+def test_a_task_is_what_it_was_given(tmp_path):
+    np.savez(tmp_path / "own.npz", x=X, y=CLASSES)
+    task = Data(source=str(tmp_path / "own.npz"), label="y", mean=(0.5,), teacher={"use": "mlp"}, metric="agreement")
+    written = json.loads(task.model_dump_json())
+    assert written["label"] == "y"
+    assert Data.model_validate(written) == task
+    assert hash(Data.model_validate(written)) == hash(task)
+    arrays = {"x": X, "label": CLASSES}
+    assert Data.of(arrays) == Data.of(arrays) != Data.of(dict(arrays))
+    np.savez(tmp_path / "own.npz", x=2 * X, y=CLASSES)  # a new task reads it again
+    assert Data(source=str(tmp_path / "own.npz"), label="y").arrays("test")["x"][0, 0] == 2
+    with pytest.raises(DataError, match="are both given; take one"):
+        Data.of(arrays, source="own.npz").arrays("test")
+    with pytest.raises(DataError, match="source is missing"):
+        Data().arrays("test")
+
+
+@pytest.mark.parametrize(
+    ("label", "answer", "truth", "said"),
+    [
+        (np.array(["no", "yes"] * 50), np.float32([[0, 2]] * 20), {"no", "yes"}, "yes (88%)"),
+        (np.linspace(0, 1, 100), np.full((20, 1), 0.5, np.float32), None, "0.5"),
+        (CLASSES.repeat(5), np.full((20, 1), 3, np.float32), {"0", "1"}, "1"),
+        (rng().integers(0, 3, (100, 4)), np.ones((20, 4, 3), np.float32), None, "classes 0, 0, 0, 0"),
+    ],
+)
+def test_samples_are_shown_as_text(label, answer, truth, said):
+    table = {"a": np.arange(100.0), "tokens": np.arange(1200).reshape(100, 12), "label": label}
+    task = Data.of(table, metric="rmse" if label.dtype.kind == "f" else "accuracy")
+    shown = task.exhibits({"float": {"output": answer}, "int8": {"output": answer}}, task.arrays("test"))
+    assert len(shown) == 6
+    for exhibit in shown:
+        assert exhibit.panels["float"] == exhibit.panels["int8"] == said
+        assert exhibit.panels["input"].startswith("a ")
+        assert exhibit.panels["input"].endswith(", ... (12)")
+        assert truth is None or exhibit.panels["truth"] in truth

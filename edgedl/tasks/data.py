@@ -14,8 +14,11 @@ from pydantic import (
     PositiveInt,
     PrivateAttr,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     WithJsonSchema,
     field_validator,
+    model_serializer,
+    model_validator,
 )
 
 from edgedl import data_given, data_sources, metrics, plugins, samples
@@ -124,6 +127,18 @@ class Data(Task):
             raise ValueError(f"no metric named {value!r}; {hint} One of your own is package.module:function")
         return value
 
+    @model_validator(mode="after")
+    def _one_truth(self) -> Data:
+        if self.teacher is not None and self.measured_by != "agreement":
+            raise ValueError("the teacher stands in for labels, but the metric needs these; leave out one of the two")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Under the keys that a recipe has."""
+        fields = type(self).model_fields
+        return {fields[name].alias or name: value for name, value in handler(self).items()}
+
     @property
     def measured_by(self) -> str:
         """The metric's name. Without one, text and whole numbers are classes, told apart or found in pictures, and
@@ -179,10 +194,11 @@ class Data(Task):
     @property
     def num_classes(self) -> int:
         """How many numbers a plain answer has: one a class, or one a number of the label."""
-        if self.classes:
+        label = self._prepared.arrays["train"][self.label_array] if self.label_array else None
+        marks = metrics.KINDS.get(self.measured_by) == "marks" and label is not None and label.ndim > 1
+        if self.classes and not marks:
             return len(self.classes)
-        label = self._prepared.label
-        return math.prod(self._prepared.arrays["train"][label].shape[1:]) if label else 1
+        return 1 if label is None else math.prod(label.shape[1:])
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -275,17 +291,21 @@ class Data(Task):
 
     def decisions(self, outputs: Batch) -> np.ndarray | None:
         """The class chosen for each label, or of (N, classes) where there are none; None for numbers."""
-        answer = outputs[self.outputs[0]]
-        if metrics.KINDS.get(self.measured_by) == "numbers":
+        answer, name = outputs[self.outputs[0]], self.measured_by
+        if metrics.KINDS.get(name) == "numbers":
             return None
-        label = (
-            self._prepared.arrays["train"][self.label_array].shape[1:] if self.classes and self.label_array else None
-        )
-        return metrics.decided(answer, None if label is None else (len(answer), *label))
+        if not self.classes or self.label_array is None:
+            return metrics.decided(answer, None)
+        try:
+            return metrics.decided(answer, (len(answer), *self._prepared.arrays["train"][self.label_array].shape[1:]))
+        except DataError:
+            if ":" in name:  # what the answers mean is its own affair
+                return None
+            raise
 
     def exhibits(self, answers: Mapping[str, Batch], batch: Batch) -> Sequence[Exhibit]:
         """Those of which the files think differently most: pictures of images, numbers and text of the rest."""
-        return samples.exhibits(self._prepared, self.outputs[0], answers, batch)
+        return samples.exhibits(self._prepared, self.outputs[0], self.decisions, answers, batch)
 
     @property
     def _prepared(self) -> Prepared:
