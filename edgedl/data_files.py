@@ -15,20 +15,7 @@ import numpy as np
 
 from edgedl.core import DataError, MissingPackage
 from edgedl.records import MAX_BYTES, Column, Records
-
-WHOLE = "all"
-"""The name of the only part of a data set that is not divided."""
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""What people call the parts of a data set, in lower case."""
+from edgedl.splits import PARTS, WHOLE
 
 
 def read(file: Path) -> dict[str, Records]:

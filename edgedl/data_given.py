@@ -6,32 +6,18 @@ import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl import image_files
+from edgedl import data_hub, data_images
 from edgedl.core import DataError, EdgedlError
-from edgedl.data_files import PARTS, WHOLE, of_table
-from edgedl.records import MAX_BYTES, Column, Records
+from edgedl.data_images import Reading
+from edgedl.records import Column, Records, check_bytes
+from edgedl.splits import PARTS, WHOLE
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch.utils.data import DataLoader
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What has to be known of the data before it is read."""
-
-    inputs: tuple[str, ...] = ()
-    """Names for the parts of a tuple, such as (x, y)."""
-    label: str | None = None
-    size: tuple[int, int] | None = None
-    """Of all images, (height, width); without it they have to be of one size."""
-    channels: int = 3
 
 
 def of_given(value: object, how: Reading, source: str = "the data given") -> dict[str, Records]:
@@ -64,7 +50,7 @@ def _failure(source: str, error: Exception) -> str:
 
 def _part(value: object, how: Reading, source: str) -> Records:
     if _is_hugging_face(value):
-        return of_hugging_face(value, how, source)
+        return data_hub.of_data_set(value, how, source)
     if hasattr(value, "columns") and hasattr(value, "to_dict"):  # a table of pandas
         value = {str(name): value[name] for name in value.columns}  # type: ignore[index]
         return of_columns(value, how, source, is_table=True)
@@ -106,105 +92,11 @@ def of_columns(columns: Mapping[Any, object], how: Reading, source: str, is_tabl
             found[name] = list(values)
         else:
             raise DataError(f"{source}: {name} is a {type(values).__name__}, no array")
-        if not isinstance(found[name], np.ndarray) and len(found[name]) and _is_image(found[name][0]):
-            pictures = of_images(found[name], how, place)
+        if not isinstance(found[name], np.ndarray) and len(found[name]) and data_images.is_image(found[name][0]):
+            pictures = data_images.of_images(found[name], how, place)
             found[name], images[name] = pictures, pictures.shape
-    notes = image_notes(next(iter(images.values()))) if images else {}
+    notes = data_images.notes(next(iter(images.values()))) if images else {}
     return Records(found, source, place, images=frozenset(images), notes=notes, is_table=is_table)
-
-
-def of_images(images: Iterable[Image | Path], how: Reading, place: Callable[[int], str]) -> np.ndarray:
-    """Images of Pillow or image files as (N, C, H, W) uint8. Raises `DataError` where one differs in size."""
-    found: list[np.ndarray] = []
-    size = how.size
-    for index, given in enumerate(images):
-        if isinstance(given, Path):
-            image = image_files.decoded(given)
-        elif _is_image(given):
-            image = given
-        else:
-            raise DataError(f"{place(index)}: a {type(given).__name__}, no image")
-        size = size or (image.height, image.width)
-        if how.size is None and (image.height, image.width) != size:
-            raise DataError(
-                f"{place(index)}: {image.width}x{image.height} pixels, but the first image has {size[1]}x{size[0]}; "
-                f"say to what all are resized: size = [{size[0]}, {size[1]}]"
-            )
-        try:
-            found.append(image_files.fitted(image, (how.channels, *size)))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{place(index)}: cannot be read as an image: {error}") from error
-        _check_bytes(len(found) * found[0].size * 4, place(index))  # as float32 later on
-    return np.stack(found) if found else np.zeros((0, how.channels, 1, 1), np.uint8)
-
-
-def image_notes(shape: tuple[int, ...]) -> dict[str, Any]:
-    """How images of (N, C, H, W) were made so, for whoever has to do the same."""
-    return {
-        "size": list(shape[2:]),
-        "resize": "bilinear, as Pillow does, to this size; the aspect is not kept",
-        "channels": "grey" if shape[1] == 1 else "RGB",
-    }
-
-
-def of_hugging_face(data: Any, how: Reading, source: str) -> Records:
-    """A `datasets.Dataset`: its images, classes, numbers and lists; what is none of these is left out."""
-    import datasets
-
-    if not isinstance(data, datasets.Dataset):
-        raise DataError(f"{source}: a {type(data).__name__}, which comes in a stream; take it without streaming")
-    kinds = {name: type(feature) for name, feature in data.features.items()}
-    pictures = [name for name, kind in kinds.items() if kind is datasets.Image]
-    plain = [name for name, kind in kinds.items() if kind not in (datasets.Image, datasets.Audio)]
-    found = dict(of_table(data.select_columns(plain).with_format("arrow")[:])) if plain else {}
-    classes = {
-        name: tuple(feature.names) for name, feature in data.features.items() if kinds[name] is datasets.ClassLabel
-    }
-
-    def place(record: int) -> str:
-        return f"{source}: record {record}"
-
-    try:
-        for name in pictures:
-            images = (row[name] for row in data.select_columns([name]).with_format(None))
-            found[name] = of_images(images, how, place)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source}: {name} holds what cannot be read as an image: {error}") from error
-    notes = image_notes(np.shape(found[pictures[0]])) if pictures else {}
-    return Records(found, source, place, classes, frozenset(pictures), notes, is_table=True)
-
-
-def from_hub(name: str, config: str | None, how: Reading) -> dict[str, Records]:
-    """The splits of a data set on the Hugging Face hub. Raises `DataError`."""
-    datasets = _datasets(name)
-    try:
-        data = datasets.load_dataset(name, config)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"hub:{name}: cannot be had: {reason}") from error
-    return {str(part): of_hugging_face(records, how, f"hub:{name}, {part}") for part, records in data.items()}
-
-
-def from_disk(folder: Path, how: Reading) -> dict[str, Records]:
-    """What `save_to_disk` of Hugging Face's datasets wrote. Raises `DataError`."""
-    datasets = _datasets(str(folder))
-    try:
-        data = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DataError(f"{folder}: cannot be read as a data set of Hugging Face: {error}") from error
-    if isinstance(data, datasets.Dataset):
-        return {WHOLE: of_hugging_face(data, how, str(folder))}
-    return {str(part): of_hugging_face(records, how, f"{folder}, {part}") for part, records in data.items()}
-
-
-def _datasets(source: str) -> Any:
-    from edgedl.core import MissingPackage
-
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise MissingPackage(f"{source}: needs the package datasets: pip install 'edgedl[hub]'") from error
-    return datasets
 
 
 def _items(value: Any) -> Iterator[tuple[bool, Any]]:
@@ -255,7 +147,7 @@ def _collected(items: Iterator[tuple[bool, Any]], how: Reading, source: str) -> 
             columns[name] += rows
         if len(lengths) > 1:
             raise DataError(f"{what} holds arrays of {' and '.join(map(str, sorted(lengths)))} records")
-        _check_bytes(num_bytes, what)
+        check_bytes(num_bytes, what)
     if not columns:
         raise DataError(f"{source}: there are no records in it")
     return columns
@@ -293,14 +185,6 @@ def _array(value: Any) -> Any:
     return value.to_numpy() if hasattr(value, "to_numpy") else value
 
 
-def _check_bytes(num: int, place: str) -> None:
-    if num > MAX_BYTES:
-        raise DataError(
-            f"{place}: up to here the data takes more than {MAX_BYTES >> 30} GiB, and all of it is held in memory; "
-            "give a part of it, or smaller images by size"
-        )
-
-
 def _is_hugging_face(value: object) -> bool:
     return type(value).__module__.partition(".")[0] == "datasets"
 
@@ -317,10 +201,6 @@ def _is_data_set(value: object) -> bool:
     """Whether this is a whole part rather than one array."""
     is_torch = any("torch.utils.data" in kind.__module__ for kind in type(value).__mro__)
     return is_torch or _is_loader(value) or _is_hugging_face(value) or isinstance(value, Mapping)
-
-
-def _is_image(value: object) -> bool:
-    return any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__)
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgedl.core import Baseline, DataError, Metric
+from edgedl import plugins
+from edgedl.core import Baseline, Batch, DataError, Metric
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,19 @@ def score(name: str, answer: np.ndarray, label: np.ndarray) -> float:
     if name == "accuracy":
         return float((found == label)[counted].mean())
     return _iou(found, label, answer.shape[axis] if axis is not None else 2)
+
+
+def own_score(name: str, outputs: Batch, batch: Batch) -> float:
+    """What a person's function says, package.module:function. Raises `DataError` if it fails or is no number."""
+    function = plugins.function(name)
+    try:
+        value = float(function(outputs, batch))
+    except Exception as error:  # it is anybody's code
+        said = " ".join(str(error).split())
+        raise DataError(f"metric {name} failed: {type(error).__name__}: {said}") from error
+    if not math.isfinite(value):
+        raise DataError(f"metric {name} returned {value}, which is no score")
+    return value
 
 
 def baseline(name: str, train: np.ndarray, test: np.ndarray, num_classes: int) -> Baseline:

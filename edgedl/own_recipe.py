@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from edgedl import plugins
 from edgedl import recipe as recipes
-from edgedl.core import MissingPackage, Network, Part, Task, UsageError
+from edgedl.core import MissingPackage, Network, Part, RecipeError, Task, UsageError
 from edgedl.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def make(
             }
         )
         read = recipes.parse(text, Path("recipe"))
-    except recipes.RecipeError as error:  # there is no such file, and so no line
+    except RecipeError as error:  # there is no such file, and so no line
         raise UsageError(re.sub(r"^recipe:\d+: ", "", str(error))) from error
     # What was read has the fields, but not the module and the arrays.
     return read.model_copy(update={"task": learned, "model": network}), text
@@ -73,15 +73,15 @@ def _network(model: nn.Module | PartLike | Path) -> Network:
     if isinstance(model, Network):
         return model
     if isinstance(model, Mapping):
-        return cast("Network", recipes.part("models", model, "model"))
+        return cast("Network", recipes.part("models", "model", model))
     if isinstance(model, str) and model in plugins.names("models"):
-        return cast("Network", recipes.part("models", {"use": model}, "model"))
+        return cast("Network", recipes.part("models", "model", {"use": model}))
     if isinstance(model, str | Path):
         return own.network_for(str(model))
     if not hasattr(model, "state_dict"):
         kind = type(model).__name__
         raise UsageError(f'model is a {kind}: give a torch.nn.Module, "package.module:name" or a model file')
-    return Given.of(model)
+    return Given.of(cast("nn.Module", model))
 
 
 def _with_weights(network: Network, weights: str) -> Network:
@@ -98,7 +98,11 @@ def _task(data: Any, task: PartLike | None, label: str | None, metric: str | Non
         if data is not None or label is not None or metric is not None:
             raise UsageError("data, label and metric say what to judge by, and so does task: give one of them")
         table = {"use": task} if isinstance(task, str) else task
-        return task if isinstance(task, Task) else cast("Task", recipes.part("tasks", cast("Any", table), "task"))
+        return (
+            task
+            if isinstance(task, Task)
+            else cast("Task", recipes.part("tasks", "task", cast("Mapping[str, Any]", table)))
+        )
     if data is None:
         raise UsageError("there is no data: give data, such as (inputs, labels) or a folder, or a task")
     told = {"label": label, "metric": metric, "source": str(data) if isinstance(data, str | Path) else None}

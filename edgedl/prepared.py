@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,14 +10,11 @@ import numpy as np
 
 from edgedl import metrics, plugins, splits
 from edgedl.core import Batch, DataError, Split, TensorSpec
-from edgedl.data_files import PARTS, WHOLE
 from edgedl.metrics import Kind
 from edgedl.records import Records
 
 STACKED = "features"
 """The input that single numbers of a table become, unless it is named."""
-VALIDATION_SHARE = 5
-"""One of so many training records validates, where no others are there for it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,8 @@ class Wanted:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     channels_last: bool = False
+    resized: bool = False
+    """Whether images were to be of one size."""
     parts: Mapping[str, str] | None = None
     """Which part of the source each split is, where their names do not say it."""
 
@@ -79,7 +78,8 @@ def prepare(parts: Mapping[str, Records], wanted: Wanted) -> Prepared:
             if name not in arrays[next(iter(parts))] and not first.is_text(name):
                 for part, records in parts.items():
                     arrays[part][name] = _column(records, name)
-    divided, how = _divided(arrays, parts, wanted.parts)
+    sources = {part: records.source for part, records in parts.items()}
+    divided, how = splits.divided(arrays, sources, wanted.parts)
     images = {}
     for name in names:
         values = divided["train"][name]
@@ -97,6 +97,7 @@ def prepare(parts: Mapping[str, Records], wanted: Wanted) -> Prepared:
         elif name in stacked and wanted.standardize:
             mean, deviation = _standardize(divided, name)
             said[name] |= {"mean": mean.tolist(), "std": deviation.tolist(), "from": "the training records"}
+    _check_used(wanted, names, images, stacked, first)
     inputs = {}
     for name in names:
         values = divided["train"][name]
@@ -112,6 +113,19 @@ def prepare(parts: Mapping[str, Records], wanted: Wanted) -> Prepared:
         "splits": {"drawn": how, **sizes},
     }
     return Prepared(divided, inputs, label, classes, images, wanted.channels_last, stacked, preprocessing)
+
+
+def _check_used(
+    wanted: Wanted, names: Iterable[str], images: Iterable[str], stacked: Iterable[str], records: Records
+) -> None:
+    """Raises `DataError` for what was asked for and has nothing to be done to."""
+    said = ", ".join(names)
+    if (wanted.mean or wanted.std) and not images:
+        raise DataError(f"{records.source}: mean and std are for images of uint8, which no input is: {said}")
+    if wanted.standardize and not stacked:
+        raise DataError(f"{records.source}: standardize is for columns of a table, which no input is: {said}")
+    if wanted.resized and not records.images:
+        raise DataError(f"{records.source}: size is for image files, which there are none of: {said}")
 
 
 def _label(records: Records, wanted: Wanted) -> str | None:
@@ -285,60 +299,6 @@ def _classes(records: Records, label: str, names: tuple[str, ...], fractions: bo
         last = f"to {len(names) - 1}" if names else "on"
         raise DataError(f"{records.place(record)}: {label} is {np.ravel(bad)[0]}, but classes go from 0 {last}")
     return whole
-
-
-def _divided(
-    arrays: Mapping[str, Batch], parts: Mapping[str, Records], chosen: Mapping[str, str] | None
-) -> tuple[dict[Split, dict[str, np.ndarray]], str]:
-    """Arrays of each split, and how they came to be."""
-    given = _given(list(parts), chosen, next(iter(parts.values())).source)
-    train = arrays[given["train"]]
-    source, num = parts[given["train"]].source, len(next(iter(train.values())))
-    if len(set(given.values())) == 1:
-        rows = {split: splits.chosen(num, split, source) for split in splits.SHARES}
-        rows["calibration"] = splits.chosen(num, "calibration", source)
-        how = "at random, the same every time: 64 % to train, 16 % to validate, 20 % to test"
-        return {split: {name: values[found] for name, values in train.items()} for split, found in rows.items()}, how
-    order = np.argsort(np.random.PCG64(0).random_raw(num), kind="stable")
-    how, num_validation = "as given", 0
-    if "validation" not in given:
-        num_validation = num // VALIDATION_SHARE
-        how = f"as given; {num_validation} of the records to train on validate, drawn at random, the same every time"
-        if num_validation == 0:
-            raise DataError(f"{source}: {num} records are too few to train and validate on")
-    learn = order[num_validation:]
-    found: dict[Split, dict[str, np.ndarray]] = {
-        "train": {name: values[learn] for name, values in train.items()},
-        "calibration": {name: values[learn[: splits.NUM_CALIBRATION]] for name, values in train.items()},
-        "validation": {name: values[order[:num_validation]] for name, values in train.items()},
-        "test": dict(arrays[given["test"]]),
-    }
-    if "validation" in given:
-        found["validation"] = dict(arrays[given["validation"]])
-    if given["test"] == given.get("validation", WHOLE):
-        raise DataError(f"{source}: validation and test cannot be the same records")
-    if PARTS.get(given["test"].lower()) == "validation":
-        how += "; what was given to validate is what is tested on"
-    return found, how
-
-
-def _given(names: list[str], chosen: Mapping[str, str] | None, source: str) -> dict[str, str]:
-    """Which part each split is. Without a test part, what is there to validate tests; a single part is all there is."""
-    taken = set((chosen or {}).values())
-    given = {PARTS[name.lower()]: name for name in names if name.lower() in PARTS and name not in taken}
-    for split, name in (chosen or {}).items():
-        if name not in names:
-            raise DataError(f"{source}: splits.{split}: no part {name!r}; {plugins.nearest(name, names)}")
-        given[split] = name
-    if len(names) == 1 and not chosen:
-        return {"train": names[0], "validation": names[0], "test": names[0]}
-    if "test" not in given and "validation" in given:
-        given["test"] = given.pop("validation")
-    if lacking := [split for split in ("train", "test") if split not in given]:
-        raise DataError(
-            f'{source}: no part to {lacking[0]} on; it has {", ".join(names)}: say splits = {{ {lacking[0]} = "..." }}'
-        )
-    return given
 
 
 def _normalize(

@@ -135,6 +135,15 @@ class Records:
         raise AssertionError("each is a number, but not all of them")
 
 
+def check_bytes(num: int, place: str) -> None:
+    """Raises `DataError` for more data than is held in memory, up to this place."""
+    if num > MAX_BYTES:
+        raise DataError(
+            f"{place}: up to here the data takes more than {MAX_BYTES >> 30} GiB, and all of it is held in memory; "
+            "give a part of it, or smaller images by size"
+        )
+
+
 def _is_numeric(value: Any) -> bool:
     if isinstance(value, str):
         try:

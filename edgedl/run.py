@@ -75,7 +75,7 @@ class Run:
         verdict = verdicts.get(target, {"ship": "none", "why": rows["float"]["reason"]})
         if verdict["ship"] not in rows:
             raise UsageError(f"{self.folder}: nothing ships for {target}: {verdict['why']}")
-        return self.folder / rows[verdict["ship"]]["file"]
+        return self.folder / str(rows[verdict["ship"]]["file"])
 
     def _repr_html_(self) -> str:
         """The tables of the report, for a notebook."""

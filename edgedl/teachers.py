@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgedl import measure, plugins, structure, suitability
-from edgedl.core import Batch, Network, Session, Task, UsageError
+from edgedl.core import Batch, DataError, Network, Session, Split, Task, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,25 @@ def answers_of(net: torch.nn.Module, task: Task) -> Taught:
             return named_outputs(net(*(batch[name] for name in task.inputs)), task)
 
     return taught
+
+
+def answers_over(network: Network, task: Task, arrays: Mapping[Split, Batch]) -> dict[Split, Batch]:
+    """What a network answers to the inputs of every split. Raises `DataError` where that is no finite number."""
+    import torch
+
+    from edgedl.torch_session import TorchSession
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of one without weights, the first ones: the same every time
+        session = TorchSession(network.build(task), task)
+    size, found = measure.batch_size(session), dict[Split, Batch]()
+    for split, whole in arrays.items():
+        answers = [session.run(batch) for batch in _parts(whole, size)]
+        found[split] = {name: np.concatenate([part[name] for part in answers]) for name in task.outputs}
+        for name, values in found[split].items():
+            if not np.isfinite(values).all():
+                raise DataError(f"task {task.use}: the teacher answers NaN or infinity in {name}, on the {split} split")
+    return found
 
 
 def of_network(net: torch.nn.Module, task: Task) -> Teacher:

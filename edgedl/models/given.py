@@ -20,8 +20,8 @@ class Given(Network):
     """
 
     use: str = "given"
-    kind: str = ""
-    digest: str = ""
+    kind: str
+    digest: str
 
     _net: nn.Module | None = PrivateAttr(default=None)
 
@@ -36,7 +36,7 @@ class Given(Network):
         """Raises `UsageError` where there is only what a file says of it."""
         if self._net is None:
             raise UsageError(
-                f"the network, a {self.kind or 'module'}, was given from Python and is not in the recipe: "
+                f"the network, a {self.kind}, was given from Python and is not in the recipe: "
                 "call edgedl.compress with it again"
             )
         return own.adapted(self._net, task)

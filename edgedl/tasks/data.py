@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -21,9 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from edgedl import data_given, data_sources, metrics, plugins, samples
+from edgedl import data_given, data_sources, metrics, plugins, samples, teachers
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Network, Split, Task, TensorSpec, UsageError
-from edgedl.data_given import Reading
+from edgedl.data_images import Reading
 from edgedl.prepared import Prepared, Wanted, prepare
 from edgedl.records import Records
 
@@ -36,7 +36,6 @@ SOME_NETWORK = {
     "properties": {"use": {"type": "string"}},
     "required": ["use"],
 }
-BATCH_SIZE = 64
 TAUGHT = "taught:"
 """Begins the names of the teacher's answers, beside those of inputs."""
 
@@ -77,7 +76,7 @@ class Data(Task):
     it all but the `label`; single numbers of a table are one input together, `features`, made of `columns` where these
     are named, and of mean 0 and deviation 1 with `standardize`. Labels that are text are classes in the order of their
     names. Images are resized to `size`, [height, width], put between 0 and 1, then less `mean` and divided by `std`,
-    as is uint8 of four axes where these are given. All data is held in memory.
+    as is uint8 of four axes where these are given. All data is held in memory, 8 GiB of it at most.
 
     A named `metric` looks at the first output; (outputs, batch) -> float can be one's own, package.module:function, and
     the `loss` is such a function or what goes with the metric. Without labels it is agreement with the `teacher`, a
@@ -254,7 +253,7 @@ class Data(Task):
         """The metric over a whole split. Raises `DataError` where answers and labels do not go together."""
         name = self.measured_by
         if ":" in name:
-            return self._own_score(name, outputs, batch)
+            return metrics.own_score(name, outputs, batch)
         if name == "agreement":
             return min(metrics.fidelity(outputs[output], batch[TAUGHT + output]) for output in self.outputs)
         assert self.label_array is not None
@@ -262,17 +261,6 @@ class Data(Task):
             return metrics.score(name, outputs[self.outputs[0]], batch[self.label_array])
         except DataError as error:
             raise self._named(error) from error
-
-    def _own_score(self, name: str, outputs: Batch, batch: Batch) -> float:
-        function = plugins.function(name)
-        try:
-            value = float(function(outputs, batch))
-        except Exception as error:  # it is anybody's code
-            said = " ".join(str(error).split())
-            raise DataError(f"metric {name} failed: {type(error).__name__}: {said}") from error
-        if not math.isfinite(value):
-            raise DataError(f"metric {name} returned {value}, which is no score")
-        return value
 
     def _named(self, error: DataError) -> DataError:
         return DataError(f"task data, metric {self.measured_by}, output {self.outputs[0]}, {self.label_array}: {error}")
@@ -345,6 +333,7 @@ class Data(Task):
             mean=self.mean,
             std=self.std,
             channels_last=self.layout == "channels-last",
+            resized=self.size is not None,
             parts=self.splits.model_dump(exclude_none=True),
         )
 
@@ -353,29 +342,11 @@ class Data(Task):
         """What the teacher answers to every split; it is built and asked once."""
         key = tuple(self.__dict__.values())
         if key not in self._given.taught:
-            self._given.taught = {key: self._asked()}
+            assert self.teacher is not None
+            answered = teachers.answers_over(self.teacher, self, self._prepared.arrays)
+            self._given.taught = {key: {split: _taught(found) for split, found in answered.items()}}
         return self._given.taught[key]
 
-    def _asked(self) -> dict[Split, Batch]:
-        import torch
 
-        from edgedl.torch_session import TorchSession
-
-        assert self.teacher is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of a teacher without weights, the first ones: the same every time
-            session = TorchSession(self.teacher.build(self), self)
-        found: dict[Split, Batch] = {}
-        for split, arrays in self._prepared.arrays.items():
-            answers = [session.run(batch) for batch in _batches(arrays)]
-            found[split] = {TAUGHT + name: np.concatenate([part[name] for part in answers]) for name in self.outputs}
-            for name, values in found[split].items():
-                if not np.isfinite(values).all():
-                    raise DataError(f"task data: the teacher answers NaN or infinity in {name[len(TAUGHT) :]}")
-        return found
-
-
-def _batches(arrays: Batch) -> Iterator[Batch]:
-    """Arrays in order, in batches; the last may be smaller."""
-    for start in range(0, len(next(iter(arrays.values()))), BATCH_SIZE):
-        yield {name: values[start : start + BATCH_SIZE] for name, values in arrays.items()}
+def _taught(answers: Batch) -> Batch:
+    return {TAUGHT + name: values for name, values in answers.items()}
