@@ -129,7 +129,7 @@ def _table(part: PartLike) -> dict[str, Any]:
         return {"use": part}
     if not isinstance(part, Part):
         return dict(part)
-    table = part.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+    table = part.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     for name, field in type(part).model_fields.items():  # a part inside has a name, too
         if isinstance(inner := getattr(part, name), Part):
             table[field.alias or name] = _table(inner)
