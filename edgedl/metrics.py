@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,7 +25,10 @@ METRICS: Mapping[str, Metric] = {
     "auroc": Metric("AUROC", "fraction", higher_is_better=True),
     "miou": Metric("mean IoU", "fraction", higher_is_better=True),
     "agreement": Metric("agreement", "fraction", higher_is_better=True),
+    "fidelity": Metric("fidelity", "fraction", higher_is_better=True),
 }
+UNLABELLED = ("agreement", "fidelity")
+"""Those that hold answers against a teacher's."""
 KINDS: Mapping[str, Kind] = {
     "accuracy": "classes",
     "miou": "classes",
@@ -117,11 +120,20 @@ def loss(name: str, answer: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(answer.movedim(axis, 1), label, ignore_index=IGNORED)
 
 
-def fidelity(answer: np.ndarray, taught: np.ndarray) -> float:
-    """How far an answer is that of another network: the same decision of (N, classes), else 1 - noise / signal."""
-    ours, theirs = decided(answer, None), decided(taught, None)
+def agreement(answers: Sequence[np.ndarray], taught: Sequence[np.ndarray]) -> float:
+    """The share of same decisions, where the first answer is (N, classes); the fidelity of others; the least of these.
+
+    What is no answer (N, classes) may be anything, such as a box: its largest number decides nothing.
+    """
+    found = [fidelity(answer, wanted) for answer, wanted in zip(answers, taught, strict=True)]
+    ours, theirs = decided(answers[0], None), decided(taught[0], None)
     if ours is not None and theirs is not None:
-        return float((ours == theirs).mean())
+        found[0] = float((ours == theirs).mean())
+    return min(found)
+
+
+def fidelity(answer: np.ndarray, taught: np.ndarray) -> float:
+    """1 - noise power / signal power: 1 for the same numbers, 0 for an answer of zeros."""
     noise = np.square(answer.astype(np.float64) - taught).sum()
     signal = np.square(taught.astype(np.float64)).sum()
     return float(1 - noise / signal) if signal else float(noise == 0)

@@ -312,7 +312,9 @@ def _normalize(
     num = divided["train"][name].shape[1 if decoded else axis]
     for key, values in (("mean", wanted.mean), ("std", wanted.std)):
         if len(values) not in (0, 1, num):
-            raise DataError(f"{source}: {key} has {len(values)} values, but {name} has {num} channels")
+            raise DataError(
+                f"{source}: {key} has {len(values)} values, but {name} has {num} channels; is layout right?"
+            )
     mean = np.broadcast_to(np.array(wanted.mean or (0.0,), np.float32), num)
     deviation = np.broadcast_to(np.array(wanted.std or (1.0,), np.float32), num)
     shape = [1, 1, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from edgedl import pipeline, recipe
-from edgedl.core import DataError, Network, Task, UsageError
+from edgedl.core import DataError, MissingPackage, Network, Task, UsageError
 from edgedl.run import read_report
 from edgedl.tasks.data import Data
 
@@ -243,6 +244,23 @@ class Chooses(Network):
         return torch.nn.Sequential(
             torch.nn.Linear(spec.shape[0], self.widths[0]), torch.nn.ReLU(), torch.nn.Linear(self.widths[0], 3)
         )
+
+
+class TwoHeads(Network):
+    """Classes and numbers."""
+
+    use: str = "two-heads"
+
+    def build(self, task: Task) -> torch.nn.Module:
+        class Net(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.logits, self.box = torch.nn.Linear(2, 3), torch.nn.Linear(2, 4)
+
+            def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return self.logits(x), self.box(x)
+
+        return Net()
 
 
 class Squares(torch.utils.data.Dataset):
@@ -555,6 +573,15 @@ def test_of_data_without_labels_the_teacher_answers(tmp_path):
     tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
     near, far = (float(task.loss({"output": torch.from_numpy(values)}, tensors)) for values in (taught, -taught))
     assert abs(near) < 1e-6 < far
+    pair = Data.of({"x": rng().normal(size=(100, 2))}, teacher=TwoHeads(), outputs=("logits", "box"))
+    batch = pair.arrays("test")
+    box = batch["taught:box"]
+    assert pair.score({"logits": 3 * batch["taught:logits"], "box": 0.9 * box}, batch) == pytest.approx(0.99, abs=1e-6)
+    close = pair.model_copy(update={"metric_name": "fidelity"})
+    assert close.score({"logits": 1.2 * batch["taught:logits"], "box": box}, batch) == pytest.approx(0.96, abs=1e-6)
+    assert close.decisions({"logits": taught}) is None
+    figures = close.figures({"logits": 1.1 * batch["taught:logits"], "box": box}, batch)
+    assert figures == {"signal to noise, dB": pytest.approx(20, abs=1e-3)}
     plain = Data.of({"x": rng().normal(size=(100, 2))}, teacher={"use": "mlp"})
     batch = plain.arrays("test")
     noise = 0.1 * np.sqrt(np.square(batch["taught:output"]).mean()) * np.resize([1, -1], (20, 1))
@@ -611,3 +638,34 @@ def test_samples_are_shown_as_text(label, answer, truth, said):
         assert exhibit.panels["input"].startswith("a ")
         assert exhibit.panels["input"].endswith(", ... (12)")
         assert truth is None or exhibit.panels["truth"] in truth
+
+
+def test_a_device_scores_without_a_framework(tmp_path):
+    np.savez(tmp_path / "own.npz", **numbers())
+    program = f"""
+import sys
+for name in ("torch", "torchmetrics", "sklearn", "PIL", "datasets", "pyarrow"):
+    sys.modules[name] = None
+import numpy as np
+from edgedl.tasks.data import Data
+task = Data(source={str(tmp_path / "own.npz")!r})
+batch = task.arrays("test")
+print(task.score({{"output": np.eye(2, dtype=np.float32)[batch["label"]]}}, batch), task.baseline.answer)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1.0 always answering the commonest class\n", "")
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "said"),
+    [
+        ("pyarrow", "own.parquet", r"needs pyarrow: pip install 'edgedl\[data\]'"),
+        ("datasets", "hub:some/thing", r"needs the package datasets: pip install 'edgedl\[hub\]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(tmp_path, monkeypatch, package, name, said):
+    (tmp_path / "own.parquet").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=said):
+        Data(source=name).arrays("test")

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from edgedl import data_given, data_sources, metrics, plugins, samples, teachers
+from edgedl import data_given, data_sources, metrics, plugins, samples, stats, teachers
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Network, Split, Task, TensorSpec, UsageError
 from edgedl.data_images import Reading
 from edgedl.prepared import Prepared, Wanted, prepare
@@ -80,7 +80,8 @@ class Data(Task):
 
     A named `metric` looks at the first output; (outputs, batch) -> float can be one's own, package.module:function, and
     the `loss` is such a function or what goes with the metric. Without labels it is agreement with the `teacher`, a
-    float network: the share of same decisions where its output is (N, classes), else 1 - noise / signal.
+    float network: the share of same decisions where the first output is (N, classes), else "fidelity": 1 - noise power
+    / signal power, which can be asked for, too.
     """
 
     use: str = "data"
@@ -128,7 +129,7 @@ class Data(Task):
 
     @model_validator(mode="after")
     def _one_truth(self) -> Data:
-        if self.teacher is not None and self.measured_by != "agreement":
+        if self.teacher is not None and self.measured_by not in metrics.UNLABELLED:
             raise ValueError("the teacher stands in for labels, but the metric needs these; leave out one of the two")
         return self
 
@@ -215,7 +216,7 @@ class Data(Task):
     def arrays(self, split: Split) -> Batch:
         """Inputs and label by name; of data without labels, the teacher's answers as `taught:` and an output's name."""
         found = self._prepared.arrays[split]
-        return {**found, **self._taught[split]} if self.measured_by == "agreement" else found
+        return {**found, **self._taught[split]} if self.measured_by in metrics.UNLABELLED else found
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """One's own, or that which goes with the metric: cross-entropy, squared error, or imitating the teacher."""
@@ -224,7 +225,7 @@ class Data(Task):
             if not hasattr(value, "backward") or value.ndim != 0:
                 raise UsageError(f"loss {self.loss_name} returned a {type(value).__name__}, no scalar tensor")
             return value
-        if self.measured_by == "agreement":
+        if self.measured_by in metrics.UNLABELLED:
             return self.imitate(outputs, {name: batch[TAUGHT + name] for name in self.outputs}, 1.0, batch)
         if self.measured_by not in metrics.KINDS or self.label_array is None:
             raise UsageError(f'metric {self.measured_by} has no loss that goes with it: say loss = "package.module:f"')
@@ -243,7 +244,8 @@ class Data(Task):
         """Divergence of the softened class probabilities where one of (N, classes) is chosen, else mean square."""
         from edgedl.imitation import divergence
 
-        plain = metrics.KINDS.get(self.measured_by, "classes") == "classes" and len(self.outputs) == 1
+        chooses = self.measured_by == "agreement" or metrics.KINDS.get(self.measured_by) in ("classes", "marks")
+        plain = chooses and len(self.outputs) == 1
         answer = outputs[self.outputs[0]]
         if plain and answer.ndim == 2 and answer.shape[1] > 1:
             return divergence(answer, taught[self.outputs[0]], temperature)
@@ -254,8 +256,11 @@ class Data(Task):
         name = self.measured_by
         if ":" in name:
             return metrics.own_score(name, outputs, batch)
-        if name == "agreement":
-            return min(metrics.fidelity(outputs[output], batch[TAUGHT + output]) for output in self.outputs)
+        if name in metrics.UNLABELLED:
+            pairs = [(outputs[output], batch[TAUGHT + output]) for output in self.outputs]
+            if name == "agreement":
+                return metrics.agreement(*zip(*pairs, strict=True))
+            return min(metrics.fidelity(answer, taught) for answer, taught in pairs)
         assert self.label_array is not None
         try:
             return metrics.score(name, outputs[self.outputs[0]], batch[self.label_array])
@@ -277,10 +282,16 @@ class Data(Task):
         except DataError as error:
             raise self._named(error) from error
 
+    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+        """Without labels, signal to noise in dB, the teacher's answers being the signal; the least of all outputs."""
+        if self.measured_by not in metrics.UNLABELLED:
+            return {}
+        return {"signal to noise, dB": min(stats.sqnr_db(batch[TAUGHT + name], outputs[name]) for name in self.outputs)}
+
     def decisions(self, outputs: Batch) -> np.ndarray | None:
         """The class chosen for each label, or of (N, classes) where there are none; None for numbers."""
         answer, name = outputs[self.outputs[0]], self.measured_by
-        if metrics.KINDS.get(name) == "numbers":
+        if metrics.KINDS.get(name) == "numbers" or name == "fidelity":
             return None
         if not self.classes or self.label_array is None:
             return metrics.decided(answer, None)
@@ -321,8 +332,8 @@ class Data(Task):
 
     def _wanted(self) -> Wanted:
         name = self.measured_by
-        if name == "agreement" and self.teacher is None:
-            raise DataError("task data: agreement is with a teacher: say which network, as under model")
+        if name in metrics.UNLABELLED and self.teacher is None:
+            raise DataError(f"task data: {name} is with a teacher: say which network, as under model")
         return Wanted(
             inputs=self.input_names,
             columns=self.columns,
