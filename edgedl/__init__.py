@@ -5,7 +5,7 @@
     run = edgedl.compress(model, (images, labels))
     run.best("tflite")
 
-These names are the whole Python interface; docs/python.md tells more.
+These names are the whole Python interface; docs/own-model.md tells more.
 """
 
 from __future__ import annotations

@@ -169,23 +169,24 @@ def part(kind: plugins.Kind, key: str, table: Mapping[str, Any]) -> Part:
 def dumps(table: Mapping[str, Any]) -> str:
     """A recipe's text from its values: TOML with a part a line; what is None is left out."""
     lines = []
-    for key, value in table.items():
+    for key, entry in table.items():
         if key in SEVERAL:
-            lines += [f"{_key(key)} = [", *(f"  {_toml(part)}," for part in value), "]"]
-        elif value is not None:
-            lines.append(f"{_key(key)} = {_toml(value)}")
+            lines += [f"{_key(key)} = [", *(f"  {value(part)}," for part in entry), "]"]
+        elif entry is not None:
+            lines.append(f"{_key(key)} = {value(entry)}")
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        entries = [f"{_key(str(key))} = {_toml(entry)}" for key, entry in value.items() if entry is not None]
+def value(given: Any) -> str:
+    """A value as it stands in a recipe's text."""
+    if isinstance(given, Mapping):
+        entries = [f"{_key(str(key))} = {value(entry)}" for key, entry in given.items() if entry is not None]
         return f"{{ {', '.join(entries)} }}" if entries else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    return _quoted(str(value))
+    if isinstance(given, list | tuple):
+        return f"[{', '.join(map(value, given))}]"
+    if isinstance(given, bool | int | float):
+        return json.dumps(given)
+    return _quoted(str(given))
 
 
 def _key(name: str) -> str:

@@ -580,7 +580,7 @@ def test_of_data_without_labels_the_teacher_answers(tmp_path):
     close = pair.model_copy(update={"metric_name": "fidelity"})
     assert close.score({"logits": 1.2 * batch["taught:logits"], "box": box}, batch) == pytest.approx(0.96, abs=1e-6)
     assert close.decisions({"logits": taught}) is None
-    figures = close.figures({"logits": 1.1 * batch["taught:logits"], "box": box}, batch)
+    figures = close.figures(None, {"logits": 1.1 * batch["taught:logits"], "box": box}, batch)
     assert figures == {"signal to noise, dB": pytest.approx(20, abs=1e-3)}
     plain = Data.of({"x": rng().normal(size=(100, 2))}, teacher={"use": "mlp"})
     batch = plain.arrays("test")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgedl.cli import analyze, bench, compress, doctor, recipes, reports
+from edgedl.cli import analyze, bench, compress, doctor, init, recipes, reports
 
 app = typer.Typer(
     help="Compress PyTorch models for small devices, and measure the very files that ship.",
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(compress.compress)
+app.command()(init.init)
 app.command()(analyze.analyze)
 app.command()(bench.bench)
 app.command()(reports.compare)

@@ -22,7 +22,19 @@ from pydantic import (
 )
 
 from edgedl import data_given, data_sources, metrics, plugins, samples, stats, teachers
-from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Network, Split, Task, TensorSpec, UsageError
+from edgedl.core import (
+    Baseline,
+    Batch,
+    DataError,
+    Exhibit,
+    Metric,
+    Network,
+    Session,
+    Split,
+    Task,
+    TensorSpec,
+    UsageError,
+)
 from edgedl.data_images import Reading
 from edgedl.prepared import Prepared, Wanted, prepare
 from edgedl.records import Records
@@ -282,7 +294,7 @@ class Data(Task):
         except DataError as error:
             raise self._named(error) from error
 
-    def figures(self, outputs: Batch, batch: Batch) -> Mapping[str, float]:
+    def figures(self, session: Session, outputs: Batch, batch: Batch) -> Mapping[str, float]:
         """Without labels, signal to noise in dB, the teacher's answers being the signal; the least of all outputs."""
         if self.measured_by not in metrics.UNLABELLED:
             return {}
