@@ -141,7 +141,9 @@ class Data(Task):
 
     @model_validator(mode="after")
     def _one_truth(self) -> Data:
-        if self.teacher is not None and self.measured_by not in metrics.UNLABELLED:
+        named = self.metric_name
+        labelled = self.label_name is not None if named is None else named not in metrics.UNLABELLED
+        if self.teacher is not None and labelled:
             raise ValueError("the teacher stands in for labels, but the metric needs these; leave out one of the two")
         return self
 
