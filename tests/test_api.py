@@ -16,6 +16,7 @@ from torch import nn
 
 import edgedl
 from edgedl import recipe
+from edgedl.tasks.data import Data
 from tests.test_cli import run_in
 
 if sys.version_info >= (3, 11):
@@ -226,3 +227,18 @@ VALUES = st.recursive(
 def test_a_recipes_text_says_what_it_was_made_of(table, steps):
     table = table | {"steps": steps}
     assert tomllib.loads(recipe.dumps(table)) == table
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        (np.arange(60) % 3, "accuracy"),
+        (["no", "yes"] * 30, "accuracy"),
+        (np.linspace(0, 1, 60), "rmse"),
+        (np.zeros((60, 4, 4), np.int64) + np.arange(4) % 2, "miou"),
+    ],
+)
+def test_the_labels_tell_what_to_judge_by(label, name):
+    task = Data.of({"x": np.zeros((60, 2), np.float32) + np.arange(60)[:, None], "label": label})
+    assert task.measured_by == name
+    assert Data.of({"x": np.zeros((60, 2)), "y": label}, label="y").measured_by == name

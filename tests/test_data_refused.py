@@ -21,6 +21,7 @@ def lines(*rows: str) -> bytes:
     return "\n".join(rows).encode()
 
 
+CHOSEN = {"metric": "accuracy"}
 TABLE = [f"{index},{index % 2},{index % 3}.5" for index in range(20)]
 ROWS = [json.dumps({"x": [index, 1], "label": index % 2}) for index in range(20)]
 
@@ -50,7 +51,7 @@ def with_nan() -> np.ndarray:
         ("a.npz", saved(x=X, label=CLASSES).replace(b"NUMPY", b"NUMPX"), {}, "a.npz: array x cannot be read: "),
         ("a.npz", b"", {}, "a.npz: cannot be read as an .npz file"),
         ("a.npz", saved(x=X, label=CLASSES - 1), {}, "a.npz: record 0: label is -1, but classes go from 0 on"),
-        ("a.npz", saved(x=X, label=CLASSES * 0.5), {"metric": "accuracy"}, 'record 1: label is 0.5, which is no class; if it is a number'),
+        ("a.npz", saved(x=X, label=CLASSES * 0.5), CHOSEN, 'record 1: label is 0.5, which is no class; if it is a number'),
         ("a.npz", saved(x=X, label=CLASSES * 0), {}, "a.npz: every label is 0; two classes are needed at least"),
         ("a.npz", saved(x=X, y=CLASSES), {}, "a.npz: which of its columns is the label? Say label = one of x, y;"),
         ("a.npz", saved(x=X, label=CLASSES), {"label": "labels"}, "label: no column 'labels'; did you mean label?"),
@@ -79,7 +80,7 @@ def with_nan() -> np.ndarray:
         ("a.csv", lines("x,label,y", *TABLE, "old,1,2"), {}, "a.csv:22: x holds 'old', which is no number"),
         ("a.csv", lines("x,label,y", *TABLE, ",1,2"), {}, "a.csv:22: x holds '', which is no number"),
         ("a.csv", lines("x,label,y", *TABLE, "nan,1,2"), {}, "a.csv:22: x holds nan, which is no finite"),
-        ("a.csv", lines("x,label,y", *TABLE, "1,,2"), {"metric": "accuracy"}, "a.csv:22: label is '', which is no class"),
+        ("a.csv", lines("x,label,y", *TABLE, "1,,2"), CHOSEN, "a.csv:22: label is '', which is no class"),
         ("a.csv", lines("x,label,x", *TABLE), {}, "a.csv: two columns are named 'x'"),
         ("a.csv", lines("x,label,y"), {}, "a.csv: has a header, but no rows"),
         ("a.csv", b"", {}, "a.csv: is empty"),
