@@ -51,7 +51,7 @@ def with_nan() -> np.ndarray:
         ("a.npz", saved(x=X, label=CLASSES).replace(b"NUMPY", b"NUMPX"), {}, "a.npz: array x cannot be read: "),
         ("a.npz", b"", {}, "a.npz: cannot be read as an .npz file"),
         ("a.npz", saved(x=X, label=CLASSES - 1), {}, "a.npz: record 0: label is -1, but classes go from 0 on"),
-        ("a.npz", saved(x=X, label=CLASSES * 0.5), CHOSEN, 'record 1: label is 0.5, which is no class; if it is a number'),
+        ("a.npz", saved(x=X, label=CLASSES * 0.5), CHOSEN, 'record 1: label is 0.5, which is no class'),
         ("a.npz", saved(x=X, label=CLASSES * 0), {}, "a.npz: every label is 0; two classes are needed at least"),
         ("a.npz", saved(x=X, y=CLASSES), {}, "a.npz: which of its columns is the label? Say label = one of x, y;"),
         ("a.npz", saved(x=X, label=CLASSES), {"label": "labels"}, "label: no column 'labels'; did you mean label?"),
