@@ -41,7 +41,8 @@ def compress(
     label: Annotated[
         str | None,
         typer.Option(
-            help="The array or column to learn; without one, files are held against your network.", rich_help_panel=OWN
+            help="The array or column to learn, by default the one called label; without one, files are held against your network.",
+            rich_help_panel=OWN,
         ),
     ] = None,
     metric: Annotated[
@@ -59,7 +60,7 @@ def compress(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be given several times (edgedl targets). [default: tflite, onnxruntime]", rich_help_panel=OWN
+            help="May be given several times; by default tflite and onnxruntime (edgedl targets).", rich_help_panel=OWN
         ),
     ] = None,
     score_drop: Annotated[

@@ -15,10 +15,10 @@ def init(
         str | None, typer.Option(help="Your data, a file or folder; without it, a module that makes some up.")
     ] = None,
     label: Annotated[str | None, typer.Option(help="The array or column to learn.")] = None,
-    precision: Annotated[str | None, typer.Option(help="int8, int4, fp16 or mixed. [default: int8]")] = None,
-    prune: Annotated[float | None, typer.Option(help="The share of channels to remove. [default: none]")] = None,
+    precision: Annotated[str | None, typer.Option(help="int8 (the default), int4, fp16 or mixed.")] = None,
+    prune: Annotated[float | None, typer.Option(help="The share of channels to remove; by default none.")] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="May be given several times. [default: tflite, onnxruntime]")
+        list[str] | None, typer.Option(help="May be given several times; by default tflite and onnxruntime.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, even on a terminal.")] = False,
 ) -> None:
