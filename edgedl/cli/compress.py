@@ -41,7 +41,7 @@ def compress(
     label: Annotated[
         str | None,
         typer.Option(
-            help="The array or column to learn, by default the one called label; without one, files are held against your network.",
+            help='The array or column to learn, by default "label"; without any, your network is the measure.',
             rich_help_panel=OWN,
         ),
     ] = None,
