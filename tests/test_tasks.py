@@ -59,9 +59,13 @@ def cifar10_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(params=plugins.names("tasks"))
-def task(request, mnist_folder, cifar10_folder) -> Task:
+def task(request, mnist_folder, cifar10_folder, tmp_path_factory) -> Task:
     """A task of every kind; one that needs files gets those of this test."""
     fields = {"mnist": {"folder": str(mnist_folder)}, "cifar10": {"folder": str(cifar10_folder)}}
+    if request.param == "data":
+        table = tmp_path_factory.mktemp("data") / "table.csv"
+        table.write_text("\n".join(["x,y,label", *(f"{index},{index / 7},{index % 3}" for index in range(200))]))
+        fields["data"] = {"source": str(table)}
     return plugins.load("tasks", request.param)(**fields.get(request.param, {}))
 
 
