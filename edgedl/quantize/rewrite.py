@@ -24,8 +24,10 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     graph = cast("GraphModule", program.run_decompositions(cast("Any", DECOMPOSITIONS)).module())
     _drop_clones(graph)
     _fold_constants(graph)
+    _fold_per_sample(graph)
     _restore_batch_norms(graph)
     _lift_numbers(graph)
+    _join_pads(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -87,14 +89,26 @@ def _average_pool(
     divisor_override: int | None = None,
 ) -> Any:
     """A depthwise convolution with equal weights: pooling kernels must keep their input's scale, and round twice."""
-    pads = any(padding)
-    if ceil_mode or (pads and not count_include_pad) or divisor_override:
-        return NotImplemented
     height, width = kernel if len(kernel) == 2 else (kernel[0], kernel[0])
-    channels = x.shape[1]
-    weight = torch.full((channels, 1, height, width), 1 / (height * width), dtype=x.dtype)
+    channels, sides = x.shape[1], x.shape[2:]
     strides = list(stride) or [height, width]
-    return torch.conv2d(x, weight, None, strides, [padding[0], padding[-1]], [1, 1], channels)
+    paddings = [padding[0], padding[-1]]
+    if not any(paddings) and ceil_mode and height >= sides[0] and width >= sides[1]:
+        return x.mean((2, 3), keepdim=True)  # the window ends where the image does
+    if divisor_override or (
+        ceil_mode
+        and any(
+            (side + 2 * pad - size) % step
+            for side, pad, size, step in zip(sides, paddings, (height, width), strides, strict=True)
+        )
+    ):
+        return NotImplemented
+    weight = torch.full((channels, 1, height, width), 1 / (height * width), dtype=x.dtype)
+    pooled = torch.conv2d(x, weight, None, strides, paddings, [1, 1], channels)
+    if count_include_pad or not any(paddings):
+        return pooled
+    inside = torch.conv2d(torch.ones((1, 1, *sides), dtype=x.dtype), weight[:1], None, strides, paddings)
+    return pooled * (1 / inside)
 
 
 def _padded_conv1d(
@@ -150,6 +164,18 @@ def _bilinear(x: torch.Tensor, size: Sequence[int] | None, align_corners: bool, 
     return torch.conv2d(doubled, weight, None, [1, 1], [0, 0], [1, 1], x.shape[1])
 
 
+def _dense(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """With the weight as dense layers have it."""
+    return torch.nn.functional.linear(x, weight.t(), bias) if beta == alpha == 1 and bias.ndim == 1 else NotImplemented
+
+
+def _power(x: torch.Tensor, exponent: float) -> Any:
+    """Whole powers as products."""
+    if exponent == 2:
+        return x * x
+    return x * x * x if exponent == 3 else NotImplemented
+
+
 def _pool_to_one(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return x.mean(-1, keepdim=True) if list(size) == [1] else NotImplemented
 
@@ -186,6 +212,8 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.adaptive_avg_pool1d.default: _pool_to_one,
     aten.instance_norm.default: _instance_norm,
     aten.rsub.Scalar: _reversed_difference,
+    aten.addmm.default: _dense,
+    aten.pow.Tensor_Scalar: _power,
 }
 
 NORM = "aten._native_batch_norm_legit_no_training.default"
@@ -193,9 +221,14 @@ BOUNDED = {"aten.clamp.default", "aten.hardtanh.default"}
 
 
 def _drop_clones(graph: GraphModule) -> None:
-    """Removes copies, among them dropouts; what they made contiguous is not any more, hence no views."""
+    """Removes copies, among them dropouts; what they made contiguous is not any more, hence no views.
+
+    And what only checks types, which would keep alive what it checks.
+    """
     for node in list(graph.graph.nodes):
-        if str(node.target) == "aten.clone.default":
+        if str(node.target) == "aten._assert_tensor_metadata.default":
+            graph.graph.erase_node(node)
+        elif str(node.target) == "aten.clone.default":
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
         elif str(node.target) in ("aten.view.default", "aten._unsafe_view.default"):
@@ -203,23 +236,109 @@ def _drop_clones(graph: GraphModule) -> None:
 
 
 def _fold_constants(graph: GraphModule) -> None:
-    """Computes what depends on no input: masks, and the weights of a pooling."""
-    fixed: set[Node] = set()
+    """Computes what depends on no input: masks, grids of positions, and the weights of a pooling."""
+    fixed: dict[Node, Any] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":
-            fixed.add(node)
-        elif node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor):
-            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if random or not all(source in fixed for source in node.all_input_nodes):
+            fixed[node] = attribute(graph, str(node.target))
+        elif node.op == "call_function" and _holds_tensors(node.meta.get("val")):
+            if _is_random(node) or not all(source in fixed for source in node.all_input_nodes):
                 continue
-            args, kwargs = torch.fx.node.map_arg(
-                (node.args, node.kwargs), lambda source: attribute(graph, str(source.target))
-            )
-            with torch.no_grad(), graph.graph.inserting_before(node):
-                made = constant(graph, f"{node.name}_folded", node.target(*args, **kwargs).detach().clone())
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), fixed.__getitem__)
+            with torch.no_grad():
+                value = node.target(*args, **kwargs)
+            if not isinstance(value, torch.Tensor):  # several tensors, which are taken out of it one by one
+                fixed[node] = value
+                continue
+            with graph.graph.inserting_before(node):
+                made = constant(graph, f"{node.name}_folded", value.detach().clone())
             node.replace_all_uses_with(made)
             graph.graph.erase_node(node)
-            fixed.add(made)
+            fixed[made] = attribute(graph, str(made.target))
+
+
+def _holds_tensors(value: Any) -> bool:
+    several = value if isinstance(value, list | tuple) else [value]
+    return bool(several) and all(isinstance(one, torch.Tensor) for one in several)
+
+
+def _is_random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _fold_per_sample(graph: GraphModule) -> None:
+    """Makes constants of what depends on the number of samples alone and is the same for each.
+
+    Such are the masks and positions that libraries compute anew at every call. A sum with a mask that masks nothing
+    goes; one that does masks as `_attention` does.
+    """
+    few, more = (_evaluated(graph, num_samples) for num_samples in (2, 3))
+    for node, value in few.items():
+        if node.op != "call_function" or not isinstance(value, torch.Tensor) or node not in more:
+            continue
+        if value.ndim < 2 or (len(value), len(more[node])) != (2, 3):
+            continue
+        sample = value[:1].clone()
+        if not all(torch.equal(sample.expand_as(every), every) for every in (value, more[node])):
+            continue
+        for user in [user for user in node.users if user not in few and _spreads_samples(user, node)]:
+            (other,) = (source for source in user.all_input_nodes if source is not node)
+            is_sum = str(user.target) == "aten.add.Tensor"
+            if is_sum and not sample.any() and user.meta["val"].shape == other.meta["val"].shape:
+                user.replace_all_uses_with(other)
+                graph.graph.erase_node(user)
+                continue
+            is_mask = is_sum and all(str(reader.target) == "aten.softmax.int" for reader in user.users)
+            with graph.graph.inserting_before(user):
+                made = constant(graph, f"{user.name}_of_each", sample.clamp(min=MASKED) if is_mask else sample)
+            user.replace_input_with(node, made)
+
+
+def _evaluated(graph: GraphModule, num_samples: int) -> dict[Node, Any]:
+    """The values for so many samples of all nodes that depend on nothing else."""
+    found: dict[Node, Any] = {}
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if node.target is aten.sym_size.int and isinstance(value, torch.SymInt):
+            size = value.node.expr
+            found[node] = int(size.subs(dict.fromkeys(size.free_symbols, num_samples)))
+        elif node.op == "get_attr":
+            found[node] = attribute(graph, str(node.target))
+        elif node.op == "call_function" and isinstance(value, torch.Tensor | torch.SymInt):
+            if _is_random(node) or not all(source in found for source in node.all_input_nodes):
+                continue
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
+            with torch.no_grad():
+                found[node] = node.target(*args, **kwargs)
+    return found
+
+
+def _spreads_samples(user: Node, source: Node) -> bool:
+    """Whether one sample's worth of `source` does in `user`, where the other operand has all samples."""
+    others = [other for other in user.all_input_nodes if other is not source]
+    if str(user.target) not in ELEMENTWISE or len(others) != 1:
+        return False
+    shapes = [node.meta["val"].shape for node in (user, source, others[0])]
+    return len({len(shape) for shape in shapes}) == 1 and shapes[0][0] == shapes[2][0]
+
+
+def _join_pads(graph: GraphModule) -> None:
+    """Lets convolutions pad with zeros themselves what is padded alike on both sides before them."""
+    for node in list(graph.graph.nodes):
+        if str(node.target) != "aten.conv2d.default" or not isinstance(node.args[0], Node):
+            continue
+        pad = node.args[0]
+        if str(pad.target) != "aten.pad.default":
+            continue
+        amounts, mode, value = (*pad.args[1:], *("constant", 0.0)[len(pad.args) - 2 :])
+        left, right, top, bottom = (*cast("Sequence[int]", amounts), 0, 0)[:4]
+        if len(cast("Sequence[int]", amounts)) > 4 or mode != "constant" or value:
+            continue
+        if left != right or top != bottom or min(left, top) < 0:
+            continue
+        args: list[Any] = [*node.args, *(None, [1, 1], [0, 0])[len(node.args) - 2 :]]
+        args[4] = [args[4][0] + top, args[4][-1] + left]
+        node.args = (pad.args[0], *args[1:])
 
 
 def _restore_batch_norms(graph: GraphModule) -> None:

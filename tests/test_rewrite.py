@@ -1,0 +1,90 @@
+"""What libraries write in their own ways, in operators of the table: the same numbers, for any number of samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgedl.quantize.operators import OPERATORS
+from edgedl.quantize.simulate import export_graph
+from tests.toys import Noise
+
+
+class Masked(nn.Module):
+    """Attention as libraries write it: masks and positions made anew for every batch."""
+
+    def __init__(self, masks: bool) -> None:
+        super().__init__()
+        self.masks, self.table = masks, nn.Embedding(20, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.transpose(1, 2)
+        positions = torch.ones(tokens.shape[:2]).cumsum(1).long() - 1
+        tokens = tokens + self.table(positions)
+        mask = torch.ones(tokens.shape[0], 1, 20, 20, dtype=torch.bool)
+        mask = mask.tril() if self.masks else mask
+        heads = tokens.reshape(-1, 20, 2, 4).transpose(1, 2)
+        return functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)
+
+
+class Grids(nn.Module):
+    """A bias looked up by a grid of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, columns = torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")
+        bias: torch.Tensor = self.table[(rows + columns).flatten()]
+        return x + bias.reshape(5, 5)
+
+
+class Transposed(nn.Module):
+    """A dense layer whose weight lies the other way round, and a GELU of powers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(24, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.addmm(self.bias, x, self.weight)
+        return 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.04 * torch.pow(x, 3.0)))) + x**2
+
+
+NETWORKS = {
+    "a mask that masks": (Masked(masks=True), (8, 20)),
+    "a mask that masks nothing": (Masked(masks=False), (8, 20)),
+    "a grid of positions": (Grids(), (8, 5, 5)),
+    "a transposed dense layer": (Transposed(), (24,)),
+    "padding by itself": (nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(8, 4, 3, padding=1)), (8, 10, 10)),
+    "padding on one side": (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 4, 3, stride=2)), (8, 10, 10)),
+    "padding with ones": (nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(8, 4, 3)), (8, 10, 10)),
+    "means without padding": (nn.AvgPool2d(3, 1, 1, count_include_pad=False), (8, 10, 10)),
+    "a window over all": (nn.AvgPool2d(64, ceil_mode=True), (8, 10, 10)),
+    "rounding up to what fits": (nn.AvgPool2d(2, ceil_mode=True), (8, 10, 10)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_rewritten_network_computes_the_same_in_operators_of_the_table(name):
+    net, shape = NETWORKS[name]
+    graph = export_graph(net.eval(), Noise(shape=shape))
+    for num_samples in (1, 5):
+        x = torch.randn(num_samples, *shape)
+        with torch.no_grad():
+            (found,) = [graph(x)] if isinstance(graph(x), torch.Tensor) else graph(x)
+            torch.testing.assert_close(found, net(x), rtol=1e-5, atol=1e-6)
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert set(targets) - {"aten.sym_size.int"} <= set(OPERATORS)
+    if name == "padding by itself":
+        assert "aten.pad.default" not in targets
+    if name == "a mask that masks nothing":
+        assert targets.count("aten.add.Tensor") == 1  # that of positions alone
+
+
+def test_a_mean_whose_window_hangs_over_the_edge_is_left_as_it_is():
+    graph = export_graph(nn.AvgPool2d(3, ceil_mode=True).eval(), Noise(shape=(8, 10, 10)))
+    assert "aten.avg_pool2d.default" in [str(node.target) for node in graph.graph.nodes]
