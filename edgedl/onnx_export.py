@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.onnx import OnnxExporterError
 
-from edgedl.core import Task
+from edgedl.core import TargetError, Task
 
 OPSET = 18
 HALVES = "SlicesSplit"
@@ -51,16 +53,13 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int) -> bytes
     if isinstance(graph, torch.fx.GraphModule):
         graph = fold_weights(graph)
     with _in_linear_time():
-        program = torch.onnx.export(
-            graph,
-            example_inputs(task, batch_size),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(task.inputs),
-            output_names=list(task.outputs),
-            verbose=False,
-        )
-    assert program is not None
+        try:
+            program = _converted(graph, task, batch_size)
+        except OnnxExporterError:
+            try:
+                program = _converted(_with_open_attention(graph, task, batch_size), task, batch_size)
+            except OnnxExporterError as error:
+                raise TargetError(_reason(error)) from error
     model = program.model_proto
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)
     for noted in (model, model.graph, *model.graph.node, *values):
@@ -69,6 +68,49 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int) -> bytes
         noted.metadata_props.extend(kept)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _converted(
+    graph: torch.nn.Module | torch.export.ExportedProgram, task: Task, batch_size: int
+) -> torch.onnx.ONNXProgram:
+    program = torch.onnx.export(
+        graph,
+        example_inputs(task, batch_size),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(task.inputs),
+        output_names=list(task.outputs),
+        verbose=False,
+    )
+    assert program is not None
+    return program
+
+
+def _with_open_attention(graph: torch.nn.Module, task: Task, batch_size: int) -> torch.export.ExportedProgram:
+    """The program of a module with products and softmax for attention.
+
+    The exporter opens it late, and views behind it are made for how its kernel lays out what it gives.
+    """
+    aten = torch.ops.aten
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *masks: Any, **options: Any) -> Any:
+        return aten._scaled_dot_product_attention_math(query, key, value, *masks, **options)[0]
+
+    program = torch.export.export(graph, example_inputs(task, batch_size))
+    for node in program.graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+    opened: torch.export.ExportedProgram = program.run_decompositions(
+        {aten.scaled_dot_product_attention.default: attention}
+    )
+    return opened
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch's exporter says behind its advice on whom to tell."""
+    cause = error.__cause__ or error
+    said = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    return f"PyTorch's ONNX exporter fails: {type(cause).__name__}: {said}"
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+from edgedl.core import TargetError
 from edgedl.onnx_export import LAYER_NOTE, export_onnx
 from edgedl.quantize.schemes import ONNXRUNTIME
 from edgedl.quantize.simulate import simulate
@@ -28,3 +31,42 @@ def test_a_file_says_which_layer_made_a_node_and_nothing_of_the_machine(quantize
     content = file.read_bytes()
     assert torch.__file__.rpartition("/")[0].encode() not in content
     assert b".py" not in content
+
+
+def test_attention_in_windows_is_exported_though_its_views_fit_another_layout(tmp_path):
+    from transformers import SwinConfig, SwinModel
+
+    task = Noise(shape=(3, 16, 16), num_samples=2)
+    config = SwinConfig(image_size=16, patch_size=4, embed_dim=8, depths=[2], num_heads=[2], window_size=2)
+    net = Pooled(SwinModel(config)).eval()
+    file = tmp_path / "model.onnx"
+    export_onnx(net, task, file, batch_size=1)
+    x = task.arrays("test")["x0"][:1]
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"x0": x})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, net(torch.from_numpy(x)), atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """What a network of `transformers` answers in short."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).pooler_output
+
+
+class Angles(nn.Module):
+    """Answers by an operator that ONNX does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_what_the_exporter_says_is_one_line(tmp_path):
+    with pytest.raises(TargetError, match=r"ONNX exporter fails: .*bessel_j0") as raised:
+        export_onnx(Angles().eval(), Noise(shape=(8,)), tmp_path / "model.onnx", batch_size=1)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
