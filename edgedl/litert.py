@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from edgedl.core import Activation, Batch, MissingPackage, ModelFileError, OperatorTime, Session, TensorSpec
+from edgedl.core import (
+    Activation,
+    Batch,
+    MissingPackage,
+    ModelFileError,
+    OperatorTime,
+    Session,
+    TargetError,
+    TensorSpec,
+)
 from edgedl.flatbuffer import IDENTIFIER, Flatbuffer
 from edgedl.loops import without_loops
 
@@ -39,8 +48,9 @@ class LiteRTSession:
         interpreter = self.interpreter
         for name, index in self._inputs:
             values = batch[name]
-            # The converter makes int32 of int64 inputs.
-            interpreter.set_tensor(index, values.astype(np.int32) if values.dtype == np.int64 else values)
+            if values.dtype == np.int64:  # the converter narrows some, such as those that only look something up
+                values = _narrowed(name, values, self.inputs[name])
+            interpreter.set_tensor(index, values)
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in self._outputs}
 
@@ -167,6 +177,16 @@ def _named_details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def _in_order(named: dict[str, Any], details: list[Any]) -> dict[str, Any]:
     by_index = {detail["index"]: name for name, detail in named.items()}
     return {by_index.get(detail["index"], detail["name"]): detail for detail in details}
+
+
+def _narrowed(name: str, values: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Integers in the type that a file has for them. Raises `TargetError` for one that it does not hold."""
+    if spec.dtype != "int32":
+        return values
+    narrowed: np.ndarray = values.astype(np.int32)
+    if not np.array_equal(narrowed, values):
+        raise TargetError(f"input {name} holds numbers that the file's int32 cannot")
+    return narrowed
 
 
 def _spec(detail: Any) -> TensorSpec:

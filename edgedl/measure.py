@@ -117,7 +117,9 @@ def sample(task: Task, session: Session) -> Batch:
     """Real inputs of one batch, from the test split: time may depend on data."""
     size = batch_size(session)
     first = next(task.batches("test", size))
-    return {name: np.ascontiguousarray(_pad(first[name], size)) for name in task.inputs}
+    found = {name: _pad(first[name], size) for name in task.inputs}
+    # In the file's type, since the session would have to narrow int64 at every run.
+    return {name: np.ascontiguousarray(values, session.inputs[name].dtype) for name, values in found.items()}
 
 
 def timed(task: Task, session: Session, calls: Sequence[Call] = ()) -> tuple[Session, Batch]:
