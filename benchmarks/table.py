@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from edgedl import ladder
 from edgedl.report import words
 
 RESULTS = Path(__file__).parent / "results"
@@ -83,6 +84,107 @@ def _family(found: Row, row: Row) -> list[str]:
         NONE if agreement is None else words.agreement(agreement),
         found["ship"],
     ]
+
+
+STAGES = {"int8": "int8", "half": "cut by half, int8"}
+SURVIVED = ("architecture", "kind", "stage", "target", "ships", "speed-up", "smaller", "score, float", "score",
+            "int8 to float, dB", "int8 to its simulation", "simulation to float, dB")  # fmt: skip
+
+
+def zoo(results: dict[str, Any]) -> str:
+    """A line for every architecture, stage and target, and what failed and why."""
+    rows: list[Row] = results["rows"]
+    ended = [found for row in rows for found in row["stages"].values()]
+    targets = [target for found in ended for target in found.get("targets", ())]
+    shipped = [target["speedup"]["median"] for target in targets if target["ship"] in _variants(target)]
+    whole = sum(all(map(_is_through, row["stages"].values())) for row in rows)
+    exact = [
+        found["first_divergence"] is None and found["agreement"]["sqnr_db"] >= ladder.ROUNDING_DB
+        for target in targets
+        if target["target"] in RUNTIMES and (found := _static(target))
+    ]
+    about = (
+        f"{len(rows)} architectures of `transformers`, small and trained for seconds on made-up tasks, so that nothing "
+        f"is downloaded: {whole} go through every stage to files of every target. What ships is {median(shipped or [1.0]):.2f}× as fast as the "
+        f"fastest float file in the median, and {min(shipped or [1.0]):.2f}× at least. {sum(exact)} of {len(exact)} "
+        "static int8 files for LiteRT and onnxruntime repeat every int8 value of their simulation. dB: static int8 "
+        "over the whole test split, against the float network that was quantized; of TensorRT-RTX's, onnxruntime "
+        "answers by the file that the engine is made "
+        f"of. Measured on {results['device']['name']}, one thread, batches of one. Written by `benchmarks/zoo.py`."
+    )
+    lines = ["# What public architectures survive", "", about, ""]
+    cells = [
+        [row["architecture"], row["kind"], STAGES[stage], target["target"], *_survived(target)]
+        for row in rows
+        for stage, found in row["stages"].items()
+        for target in found.get("targets", ())
+    ]
+    lines += as_table(SURVIVED, cells)
+    failed = [
+        f"- {row['architecture']}, {STAGES[stage]}: {found['failed']}"
+        for row in rows
+        for stage, found in row["stages"].items()
+        if "failed" in found
+    ]
+    refused = [
+        f"- {row['architecture']}, {STAGES[stage]}, {target['target']}, {file['variant']}: {file['reason']}"
+        for row in rows
+        for stage, found in row["stages"].items()
+        for target in found.get("targets", ())
+        for file in target["files"]
+        if file["status"] in ("failed", "refused")
+    ]
+    parted = [
+        f"- {row['architecture']}, {STAGES[stage]}, {target['target']}: {_parting(found)}"
+        for row in rows
+        for stage, ended in row["stages"].items()
+        for target in ended.get("targets", ())
+        if (found := _static(target)) and found["first_divergence"]
+    ]
+    for title, said in (
+        ("Failed", failed),
+        ("Files that are refused, and why", refused),
+        ("Where static int8 first differs from its simulation", parted),
+    ):
+        lines += ["", f"## {title}", "", *said] if said else []
+    return "\n".join(lines) + "\n"
+
+
+def _is_through(stage: Row) -> bool:
+    """Whether every target has a compressed file that was built, run, and held against what it was exported from."""
+    return "failed" not in stage and all(map(_variants, stage["targets"]))
+
+
+def _variants(target: Row) -> list[str]:
+    """The compressed files that run here."""
+    return [found["variant"] for found in target["files"] if found["variant"] != "float" and "agreement" in found]
+
+
+def _static(target: Row) -> Row | None:
+    """The file in static int8, if there is one."""
+    return next((found for found in target["files"] if found["precision"] == "int8" and "agreement" in found), None)
+
+
+def _survived(target: Row) -> list[str]:
+    ships, speedup, static = target["ship"], target["speedup"], _static(target)
+    float_file = next((found for found in target["files"] if found["variant"] == "float"), None)
+    shipped = next((found for found in target["files"] if found["variant"] == ships), None)
+    return [
+        ships,
+        NONE if speedup is None else f"{speedup['median']:.2f}×",
+        NONE if target["size_ratio"] is None else f"{target['size_ratio']:.2f}×",
+        NONE if float_file is None or float_file["score"] is None else f"{float_file['score']:.3f}",
+        NONE if shipped is None or shipped["score"] is None else f"{shipped['score']:.3f}",
+        NONE if static is None else f"{static['snr_db']:.1f}",
+        NONE if static is None else words.agreement(static["agreement"]),
+        NONE if static is None else f"{static['quantization']['sqnr_db']:.1f}",
+    ]
+
+
+def _parting(found: Row) -> str:
+    parting = found["first_divergence"]
+    steps = "" if parting["max_steps"] is None else f" by up to {parting['max_steps']} steps"
+    return f"layer {parting['layer'] or 'none'}{steps}, tensor {parting['deployed_tensor']}"
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -271,7 +373,7 @@ def as_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]
     return [f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)]
 
 
-WRITTEN = {"quantization": markdown, "pruning": pruning, "auto": auto, "families": families}
+WRITTEN = {"quantization": markdown, "pruning": pruning, "auto": auto, "families": families, "zoo": zoo}
 """What is written of each results file."""
 
 

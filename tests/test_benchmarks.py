@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import auto, catalogue, environments, families, networks, pruning, quantization, table
+from benchmarks import auto, catalogue, environments, families, networks, pruning, quantization, table, zoo
+from benchmarks.architectures import ARCHITECTURES
 from benchmarks.networks import LSTM, SUBJECTS, DigitRows, Subject
 from benchmarks.peers import edgedl as ours
 from edgedl import files, recipe, training
@@ -305,3 +306,56 @@ def test_the_document_tells_how_to_take_real_data():
     assert '`task = { use = "text", folder = "..." }` or `task = { use = "text", csv = "..." }`' in text
     assert "Real data: none" not in text
     assert "not measured yet" in text
+
+
+@pytest.mark.parametrize("name", ["resnet", "gpt2", "whisper-encoder"])
+def test_public_architectures_answer_their_tasks(name):
+    task = ARCHITECTURES[name].task
+    for stage, steps in zoo.STAGES.items():
+        made = recipe.parse(zoo.recipe_of(name, stage, steps, "auto"), zoo.CACHE / f"{name}.toml")
+        assert made.task == task
+    net = made.model.build(task).eval()
+    batch = next(task.batches("train", 4))
+    inputs = {key: torch.from_numpy(batch[key]) for key in task.inputs}
+    outputs = named_outputs(net(*inputs.values()), task)
+    assert outputs["logits"].shape == (4, task.num_classes)
+    assert torch.isfinite(task.loss(outputs, {"label": torch.from_numpy(batch["label"])}))
+
+
+def test_no_two_splits_of_the_made_up_tasks_share_a_sample():
+    for task in {type(found.task): found.task for found in ARCHITECTURES.values()}.values():
+        rows = {
+            split: {row.tobytes() for row in task.arrays(split)[next(iter(task.inputs))]}
+            for split in ("train", "calibration", "validation", "test")
+        }
+        assert rows["calibration"] <= rows["train"]
+        assert not rows["test"] & (rows["train"] | rows["validation"])
+
+
+def test_an_architecture_that_breaks_its_process_says_so_in_the_table(tmp_path):
+    row = zoo.measured("resnet", "ptq", tmp_path, limit=0.05)
+    assert row["stages"] == {stage: {"failed": "not done after 0.05 s"} for stage in zoo.STAGES}
+    assert not zoo.is_done(row, "ptq")
+    text = table.zoo({"device": {"name": "a machine"}, "rows": [row]})
+    assert "1 architectures" in text
+    assert "0 go through every stage to files of every target" in text
+    assert "- resnet, cut by half, int8: not done after 0.05 s" in text
+
+
+def test_the_table_of_architectures_says_what_ships_and_where_int8_parts():
+    agreement = {"sqnr_db": 75.0, "same_decision": 1.0, "max_steps": None}
+    parting = {"layer": "norm", "max_steps": 1, "deployed_tensor": "norm;1", "sqnr_db": 60.0}
+    static = {"variant": "int8", "precision": "int8", "status": "ok", "reason": None, "score": 0.94, "snr_db": 33.2}
+    static |= {"agreement": agreement, "first_divergence": parting, "quantization": {"sqnr_db": 33.3}}
+    floats = {"variant": "float", "precision": "fp32", "status": "ok", "reason": None, "score": 0.95}
+    speedup = {"median": 1.5, "ci95": [1.4, 1.6], "verdict": "faster"}
+    target = {"target": "tflite", "ship": "int8", "speedup": speedup, "size_ratio": 3.0, "files": [floats, static]}
+    row = {
+        "architecture": "bert",
+        "kind": "encoder",
+        "stages": {"int8": {"targets": [target]}, "half": {"failed": "x"}},
+    }
+    text = table.zoo({"device": {"name": "a machine"}, "rows": [row]})
+    assert "| bert | encoder | int8 | tflite | int8 | 1.50× | 3.00× | 0.950 | 0.940 | 33.2 |" in text
+    assert "0 of 1 static int8 files" in text
+    assert "- bert, int8, tflite: layer norm by up to 1 steps, tensor norm;1" in text

@@ -330,9 +330,9 @@ def _join_pads(graph: GraphModule) -> None:
         pad = node.args[0]
         if str(pad.target) != "aten.pad.default":
             continue
-        amounts, mode, value = (*pad.args[1:], *("constant", 0.0)[len(pad.args) - 2 :])
-        left, right, top, bottom = (*cast("Sequence[int]", amounts), 0, 0)[:4]
-        if len(cast("Sequence[int]", amounts)) > 4 or mode != "constant" or value:
+        amounts, mode, value = cast("Any", (*pad.args[1:], *("constant", 0.0)[len(pad.args) - 2 :]))
+        left, right, top, bottom = (*amounts, 0, 0)[:4]
+        if len(amounts) > 4 or mode != "constant" or value:
             continue
         if left != right or top != bottom or min(left, top) < 0:
             continue
