@@ -100,7 +100,11 @@ def objection(net: nn.Module, inputs: Inputs, blocks: Sequence[Block]) -> str:
         if not _alike(before, _run(swapped, inputs)):
             return "its channels are not interchangeable, as after a reshape or in attention heads"
         # Halves of some and single channels of others, so that what is cut into equal parts later shows up.
-        halves = [block.num_channels // 2 if index % 2 == 0 else 1 for index, block in enumerate(blocks)]
+        # Of those that a group norm takes each by itself, none: they would go all at once.
+        halves = [
+            block.num_channels // 2 if index % 2 == 0 else min(1, block.num_channels - 1)
+            for index, block in enumerate(blocks)
+        ]
         pieces = [Piece(block, range(half), 0, 0) for block, half in zip(blocks, halves, strict=True)]
         plain = [piece for piece in pieces if not any(part.attribute in COUNTING for part in piece.block.slices)]
         try:

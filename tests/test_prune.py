@@ -21,6 +21,7 @@ from edgedl.blocks import Block
 from edgedl.core import MissingPackage, Model, UsageError
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
+from edgedl.prunable import prunable
 from edgedl.quantize.simulate import Quantization
 from edgedl.steps import prune
 from edgedl.steps.prune import Prune
@@ -683,3 +684,9 @@ def test_the_missing_package_is_named(monkeypatch):
 def test_reading_the_step_loads_no_framework():
     code = "import sys, edgedl.steps.prune; print({'torch', 'torch_pruning'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_channels_that_a_norm_takes_each_by_itself_do_not_stop_the_others():
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1), nn.GroupNorm(8, 8), nn.Conv2d(8, 4, 1)).eval()
+    blocks, _ = prunable(net, (torch.randn(2, 3, 6, 6),))
+    assert [(block.name, block.width, block.num_channels) for block in blocks] == [("0", 16, 16), ("1", 8, 1)]
