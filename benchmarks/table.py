@@ -105,8 +105,9 @@ def zoo(results: dict[str, Any]) -> str:
     ]
     about = (
         f"{len(rows)} architectures of `transformers`, small and trained for seconds on made-up tasks, so that nothing "
-        f"is downloaded: {whole} go through every stage to files of every target. What ships is {median(shipped or [1.0]):.2f}× as fast as the "
-        f"fastest float file in the median, and {min(shipped or [1.0]):.2f}× at least. {sum(exact)} of {len(exact)} "
+        f"is downloaded: {whole} go through every stage to files of every target. What ships is "
+        f"{median(shipped or [1.0]):.2f}× as fast as the fastest float file in the median, and "
+        f"{min(shipped or [1.0]):.2f}× at least. {sum(exact)} of {len(exact)} "
         "static int8 files for LiteRT and onnxruntime repeat every int8 value of their simulation. dB: static int8 "
         "over the whole test split, against the float network that was quantized; of TensorRT-RTX's, onnxruntime "
         "answers by the file that the engine is made "
