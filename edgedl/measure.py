@@ -118,8 +118,9 @@ def sample(task: Task, session: Session) -> Batch:
     size = batch_size(session)
     first = next(task.batches("test", size))
     found = {name: _pad(first[name], size) for name in task.inputs}
-    # In the file's type, since the session would have to narrow int64 at every run.
-    return {name: np.ascontiguousarray(values, session.inputs[name].dtype) for name, values in found.items()}
+    # In the file's type where it tells one, since the session would have to narrow int64 at every run.
+    types = {name: spec.dtype for name, spec in session.inputs.items()}
+    return {name: np.ascontiguousarray(values, types.get(name)) for name, values in found.items()}
 
 
 def timed(task: Task, session: Session, calls: Sequence[Call] = ()) -> tuple[Session, Batch]:
