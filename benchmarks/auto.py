@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from benchmarks import networks
 from benchmarks.networks import FLOAT_FILES, SUBJECTS
-from benchmarks.quantization import compress, judge, kind, parser_of, read, say, write
+from benchmarks.quantization import compress, judge, kind, parser_of
+from benchmarks.rows import Row, read, say, write
 from edgedl import pipeline, recipe, run
 from edgedl.core import Network, Task
 
@@ -26,8 +26,6 @@ RESULTS = Path(__file__).parent / "results" / "auto.json"
 PEER = "ai_edge_quantizer"
 LIMITS = {"generator": 0.0002}
 """By how much a score may drop: a point of accuracy, or a tenth of the generator's mean squared error."""
-
-Row = dict[str, Any]
 
 
 class Trained(Network):

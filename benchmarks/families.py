@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import catalogue, table
-from benchmarks.quantization import CACHE, read, say, write
+from benchmarks.rows import CACHE, Row, cpu_seconds, read, same_file, say, write
 from edgedl import files
 from edgedl import recipe as recipes
 from edgedl.report import summary
@@ -30,8 +29,6 @@ from edgedl.report import summary
 RESULTS = Path(__file__).parent / "results" / "families.json"
 MAX_SECONDS = 1800
 """For one recipe; on two cores without other work the slowest takes three minutes."""
-
-Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,7 +62,7 @@ def measured(name: str, runs: Path, limit: float) -> Row:
     """The row of one recipe; with `failed`, the reason, where there is no report."""
     call = [sys.executable, "-m", "edgedl.cli.main", "compress", "--recipe", name, "--fresh", "--json"]
     row: Row = {"recipe": name, "sha256": files.sha256(recipes.find(name))}
-    started, before = time.monotonic(), _cpu_seconds()
+    started, before = time.monotonic(), cpu_seconds()
     with subprocess.Popen(
         [*call, "--out", str(runs)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -78,7 +75,7 @@ def measured(name: str, runs: Path, limit: float) -> Row:
         finally:
             if process.poll() is None:  # with whatever it has started
                 os.killpg(process.pid, signal.SIGKILL)
-    row |= {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - before}
+    row |= {"seconds": time.monotonic() - started, "cpu_seconds": cpu_seconds() - before}
     if failed is None:
         try:
             return row | figures(json.loads(printed))
@@ -94,7 +91,7 @@ def figures(report: Mapping[str, Any]) -> Row:
         rows = [row for row in report["rows"] if row["target"] == verdict["target"]]
         judged = next((row for row in reversed(rows) if row["score"] is not None and row["variant"] != "float"), None)
         judged = judged or rows[-1]
-        ladder = next((it for it in report["ladder"] if _same(it, judged)), None)
+        ladder = next((it for it in report["ladder"] if same_file(it, judged)), None)
         floats = [row for row in rows if row["variant"] == "float" and row["score"] is not None]
         targets.append(
             {
@@ -121,15 +118,6 @@ def figures(report: Mapping[str, Any]) -> Row:
         "warnings": report["warnings"],
         "targets": targets,
     }
-
-
-def _same(entry: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    return (entry["target"], entry["variant"]) == (row["target"], row["variant"])
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from benchmarks.rows import Row
 from edgedl import pipeline, recipe, run
 from edgedl.devices import local
 from edgedl.recipe import Recipe
@@ -34,8 +35,6 @@ FORMS = {
     "**joint: pruned, taught, QAT**": "resnet8-p50-kd-qat",
 }
 """What a network is made by; the float one is that of the last, and the same in all."""
-
-Row = dict[str, Any]
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ from torch import nn
 
 from benchmarks import networks
 from benchmarks.networks import FLOAT_FILES, SUBJECTS
-from benchmarks.quantization import BENCH, Row, parser_of, read, say, write
+from benchmarks.quantization import BENCH, parser_of
+from benchmarks.rows import Row, read, say, write
 from edgedl import measure, plugins, stats, training
 from edgedl.core import Model, Target, Task
 from edgedl.steps.prune import Prune, macs, sample

@@ -12,30 +12,26 @@ import importlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks import environments, networks
 from benchmarks.networks import BATCH_SIZE, CONVERTED, FLOAT_FILES, SUBJECTS, Subject
+from benchmarks.rows import CACHE, Row, read, say, write
 from edgedl import measure, plugins, stats
 from edgedl.core import Batch, Bench, EdgedlError, Session, Target, TargetError, Task, TensorSpec
-from edgedl.devices import local
 from edgedl.litert import LiteRTSession
 
 PEERS = ("edgedl", "ai_edge_quantizer", "torchao", "onnxruntime", "nncf", "modelopt")
 RUNTIMES = {".tflite": "tflite", ".onnx": "onnxruntime"}
 SEEDS = (0, 1, 2)
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
-CACHE = Path(__file__).parent / ".cache"
 BENCH = Bench(batch_size=BATCH_SIZE, min_seconds=0.5, rounds=10)
 MAX_SECONDS = 600
 """For one peer on one network; what is not written by then has failed."""
 
-Row = dict[str, Any]
 KEY = ("network", "seed", "peer", "file")
 
 
@@ -239,24 +235,6 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     return sorted(
         rows.values(), key=lambda row: (networks_in_order.index(row["network"]), row["seed"], order[row["peer"]])
     )
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a results file; none where there is no such file."""
-    return list(json.loads(file.read_text())["rows"]) if file.exists() else []
-
-
-def write(file: Path, rows: Sequence[Row]) -> None:
-    """The rows, and what they were measured on."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"device": local.describe(), "rows": rows}, indent=1) + "\n")
-    partial.replace(file)
-
-
-def say(line: str) -> None:
-    """Progress, for whoever waits."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

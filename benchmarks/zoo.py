@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 from benchmarks import table
 from benchmarks.architectures import ARCHITECTURES, Public
-from benchmarks.quantization import CACHE, read, say, write
+from benchmarks.rows import CACHE, Row, cpu_seconds, read, same_file, say, write
 from edgedl import measure, pipeline, plugins, recipe, stats
 from edgedl import run as runs
 from edgedl.core import Batch, EdgedlError, Target
@@ -33,14 +32,12 @@ from edgedl.run import Run
 from edgedl.torch_session import TorchSession
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
-STAGES = {"int8": "", "half": '{ use = "prune", ratio = 0.5, iterations = 2 }, '}
+STAGES = {"int8": "", "half": '{ use = "prune", ratio = 0.5, iterations = 2, epochs = 4, lr = 1e-3 }, '}
 """What comes between training and int8."""
 METHODS = {"auto": 'method = "auto"', "ptq": 'method = "ptq", calibrator = "min-max", corrections = []'}
 """How int8 is made; "ptq" tells in a quarter of the time what is not taken, or not repeated."""
 MAX_SECONDS = 900
 """For one architecture."""
-
-Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,7 +88,7 @@ def measured(name: str, method: str, folder: Path, limit: float) -> Row:
     call = [sys.executable, "-m", "benchmarks.zoo", "--architectures", name, "--method", method]
     call += ["--here", str(part), "--runs", str(folder)]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    started, before = time.monotonic(), _cpu_seconds()
+    started, before = time.monotonic(), cpu_seconds()
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(call, stdout=log, stderr=log, env=variables, start_new_session=True)
         try:
@@ -107,7 +104,7 @@ def measured(name: str, method: str, folder: Path, limit: float) -> Row:
     row |= {"method": method, "kind": ARCHITECTURES[name].kind, "class": ARCHITECTURES[name].name}
     for stage in STAGES:
         row["stages"].setdefault(stage, {"failed": failed})
-    return row | {"seconds": time.monotonic() - started, "cpu_seconds": _cpu_seconds() - before}
+    return row | {"seconds": time.monotonic() - started, "cpu_seconds": cpu_seconds() - before}
 
 
 def judge(name: str, method: str, folder: Path, file: Path) -> None:
@@ -160,7 +157,7 @@ def figures(run: Run) -> Row:
         for row in report["rows"]:
             if row["target"] != target.label:
                 continue
-            ladder = next((found for found in report["ladder"] if _same(found, row)), None)
+            ladder = next((found for found in report["ladder"] if same_file(found, row)), None)
             file: Row = {key: row[key] for key in ("variant", "precision", "status", "reason", "score", "size_bytes")}
             file["speedup"] = row["speedup"]
             if ladder is not None:
@@ -191,15 +188,6 @@ def _answers(target: Target, file: Path, of: Recipe) -> Batch:
     outputs = measure.evaluate(session, of.task, "test").outputs
     session.close()
     return outputs
-
-
-def _same(entry: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    return (entry["target"], entry["variant"]) == (row["target"], row["variant"])
-
-
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

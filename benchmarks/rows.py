@@ -1,0 +1,46 @@
+"""Results files: rows, and what they were measured on."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgedl.devices import local
+
+CACHE = Path(__file__).parent / ".cache"
+"""Environments, trained networks and run folders; git ignores it."""
+
+Row = dict[str, Any]
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a results file; none where there is no such file."""
+    return list(json.loads(file.read_text())["rows"]) if file.exists() else []
+
+
+def write(file: Path, rows: Sequence[Row]) -> None:
+    """The rows, and what they were measured on."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"device": local.describe(), "rows": rows}, indent=1) + "\n")
+    partial.replace(file)
+
+
+def say(line: str) -> None:
+    """Progress, for whoever waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def same_file(entry: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether two tables of a report speak of the same file."""
+    return (entry["target"], entry["variant"]) == (row["target"], row["variant"])
+
+
+def cpu_seconds() -> float:
+    """Of all processes that were started from here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
