@@ -196,7 +196,7 @@ class Task(Part):
 
     @property
     def preprocessing(self) -> Mapping[str, Any]:
-        """What an application has to do to its data before it runs the network, as JSON; nothing where that is all."""
+        """What an application has to do to its data before it runs the network, as JSON; empty: nothing at all."""
         return {}
 
     @property

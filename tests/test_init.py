@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import own, recipe, starting
+from edgedl import own, recipe, scaffold
 from edgedl.core import UsageError
 from tests.test_cli import command, environment, run_in
 
@@ -46,7 +46,7 @@ def test_what_it_writes_runs(tmp_path):
 @pytest.mark.parametrize("kind", ["image", "tokens", "rows"])
 def test_the_network_fits_the_data(kind, tmp_path, monkeypatch):
     file = arrays(tmp_path)[kind]
-    starting.write(tmp_path / "new", str(file), "target", "fp16", 0.25, ["onnxruntime"])
+    scaffold.write(tmp_path / "new", str(file), "target", "fp16", 0.25, ["onnxruntime"])
     monkeypatch.chdir(tmp_path / "new")
     monkeypatch.syspath_prepend(str(tmp_path / "new"))
     monkeypatch.delitem(sys.modules, "my_model", raising=False)
@@ -79,14 +79,14 @@ def _zeros(spec):
 def test_wrong_answers_leave_nothing_behind(given, said, tmp_path):
     wanted = {"data": str(arrays(tmp_path)["image"]), "label": "target"} | given
     with pytest.raises(UsageError, match=said):
-        starting.write(tmp_path / "new", **wanted)
+        scaffold.write(tmp_path / "new", **wanted)
     assert not (tmp_path / "new").exists()
 
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "my_model.py").write_text("precious")
     with pytest.raises(UsageError, match=r"my_model\.py would be overwritten"):
-        starting.write(tmp_path)
+        scaffold.write(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["my_model.py"]
 
 

@@ -23,7 +23,7 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing, even on a terminal.")] = False,
 ) -> None:
     """Write a commented recipe, a network that fits the data, and data if there is none; ask for what is not given."""
-    from edgedl import plugins, starting
+    from edgedl import plugins, scaffold
     from edgedl.core import MissingPackage
 
     if not plugins.installed("torch"):
@@ -34,13 +34,13 @@ def init(
         precision = precision or _asked("Precision: int8, int4, fp16 or mixed", "int8")
         prune = _asked_share() if prune is None else prune
         target = target or _asked("Targets", "tflite onnxruntime").split()
-    written = starting.write(
+    written = scaffold.write(
         folder, data, label, precision or "int8", prune or 0.0, target or ("tflite", "onnxruntime")
     )
     for file in written:
         typer.echo(f"wrote {file}")
     place = "" if folder == Path() else f"cd {folder} && "
-    typer.echo(f"change them to your needs, then: {place}edgedl compress --recipe {starting.RECIPE}")
+    typer.echo(f"change them to your needs, then: {place}edgedl compress --recipe {scaffold.RECIPE}")
 
 
 def _asked(question: str, default: str = "") -> str:

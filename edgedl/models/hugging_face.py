@@ -36,10 +36,12 @@ class HuggingFace(Network):
             raise ModelFileError(f"{self.source}: no folder with a config.json, as save_pretrained writes it")
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        config = self._got(transformers.AutoConfig.from_pretrained)
+        offline = self._is_offline()
+        config = self._got(transformers.AutoConfig.from_pretrained, offline)
         config.use_cache = False  # what a decoder keeps between calls is no output of a network
         net = self._got(
             self._class(transformers, config).from_pretrained,
+            offline,
             config=config,
             use_safetensors=True,  # other files of weights are pickles
             dtype=torch.float32,
@@ -60,7 +62,6 @@ class HuggingFace(Network):
             raise UsageError(f"{self.source}: transformers {transformers.__version__} has no class {wanted}; {near}")
         return found
 
-    @property
     def _is_offline(self) -> bool:
         """Whether to look for files here alone: the hub's client asks for half a minute where nobody answers."""
         if Path(self.source).exists():
@@ -75,14 +76,14 @@ class HuggingFace(Network):
             return True
         return False
 
-    def _got(self, load: Any, **given: Any) -> Any:
+    def _got(self, load: Any, offline: bool, **given: Any) -> Any:
         """Raises `ModelFileError` in one line: transformers says at length what it tried."""
         try:
-            return load(self.source, trust_remote_code=False, local_files_only=self._is_offline, **given)
+            return load(self.source, trust_remote_code=False, local_files_only=offline, **given)
         except Exception as error:  # transformers, the hub, safetensors and its reader of JSON each have their own
             said = " ".join(str(error).split())
             if not Path(self.source).exists():
-                reason = "no connection" if self._is_offline else said[:200]
+                reason = "no connection" if offline else said[:200]
                 raise ModelFileError(
                     f"{self.source}: no such folder, and the hub does not give it: {reason}"
                 ) from error
