@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgedl import files
 from edgedl.core import DataError, MissingPackage
 from edgedl.records import MAX_BYTES, Column, Records
 from edgedl.splits import PARTS, WHOLE
@@ -96,7 +97,7 @@ def _csv(file: Path, delimiter: str = ",") -> Records:
     lines, header = list[int](), list[str]()
     rows: list[list[str]] = []
     try:
-        reader = csv.reader(io.StringIO(_text(file), newline=""), delimiter=delimiter, strict=True)
+        reader = csv.reader(io.StringIO(files.read_text(file), newline=""), delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(reader, [])]
         for values in reader:
             if not values:
@@ -122,7 +123,7 @@ def _json_lines(file: Path) -> Records:
     """An object a line, all with the same keys."""
     lines: list[int] = []
     columns: dict[str, list[Any]] = {}
-    for number, line in enumerate(_text(file).split("\n"), start=1):
+    for number, line in enumerate(files.read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -171,16 +172,6 @@ def of_table(table: Any) -> dict[str, Column]:
             values = column.to_pylist()
         found[name] = values
     return found
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{file}:{line}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}; save it as UTF-8"
-        ) from error
 
 
 READERS: Mapping[str, Callable[[Path], Records]] = {

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl import data_hub, data_images
-from edgedl.core import DataError, EdgedlError
+from edgedl import data_hub, data_images, plugins
+from edgedl.core import DataError
 from edgedl.data_images import Reading
 from edgedl.records import Column, Records, check_bytes
 from edgedl.splits import PARTS, WHOLE
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def of_given(value: object, how: Reading, source: str = "the data given") -> dict[str, Records]:
     """The parts of what is given from Python, or what the function that is given returns. Raises `DataError`."""
     if callable(value) and not _is_sequence(value):
-        value = called(value, source)
+        value = plugins.called(source, value, error=DataError)
     if not isinstance(value, Mapping):
         return {WHOLE: _part(value, how, source)}
     if not value:
@@ -31,21 +30,6 @@ def of_given(value: object, how: Reading, source: str = "the data given") -> dic
     if all(str(name).lower() in PARTS or _is_data_set(part) for name, part in value.items()):
         return {str(name): _part(part, how, f"{source}, part {name}") for name, part in value.items()}
     return {WHOLE: of_columns(value, how, source)}
-
-
-def called(function: Callable[[], object], source: str) -> object:
-    """What a person's function returns. Raises `DataError` with the place where it failed."""
-    try:
-        return function()
-    except EdgedlError:
-        raise
-    except Exception as error:  # it is anybody's code
-        raise DataError(_failure(source, error)) from error
-
-
-def _failure(source: str, error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{source}: failed in {last.filename}:{last.lineno}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _part(value: object, how: Reading, source: str) -> Records:
@@ -66,12 +50,8 @@ def _part(value: object, how: Reading, source: str) -> Records:
             "a data set of Hugging Face, or a mapping of train, validation and test to one of these"
         )
     with _seeded():
-        try:
-            return of_columns(_collected(_items(value), how, source), how, source)
-        except EdgedlError:
-            raise
-        except Exception as error:  # it is anybody's code
-            raise DataError(_failure(source, error)) from error
+        columns = plugins.called(source, lambda: _collected(_items(value), how, source), error=DataError)
+    return of_columns(columns, how, source)
 
 
 def of_columns(columns: Mapping[Any, object], how: Reading, source: str, is_table: bool = False) -> Records:

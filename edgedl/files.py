@@ -21,7 +21,10 @@ def read_text(file: Path) -> str:
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{file}:{line}: no UTF-8: byte {error.start} is {error.object[error.start]:#04x}; save it as UTF-8"
+        ) from error
 
 
 def write_text(file: Path, text: str) -> None:

@@ -82,11 +82,7 @@ def score(name: str, answer: np.ndarray, label: np.ndarray) -> float:
 def own_score(name: str, outputs: Batch, batch: Batch) -> float:
     """What a person's function says, package.module:function. Raises `DataError` if it fails or is no number."""
     function = plugins.function(name)
-    try:
-        value = float(function(outputs, batch))
-    except Exception as error:  # it is anybody's code
-        said = " ".join(str(error).split())
-        raise DataError(f"metric {name} failed: {type(error).__name__}: {said}") from error
+    value = plugins.called(f"metric {name}", lambda: float(function(outputs, batch)), error=DataError)
     if not math.isfinite(value):
         raise DataError(f"metric {name} returned {value}, which is no score")
     return value

@@ -8,13 +8,12 @@ import hashlib
 import inspect
 import io
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from edgedl import plugins
 from edgedl.core import Network, Task, TensorSpec, UsageError
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     Named = dict[str, torch.Tensor]
-
-T = TypeVar("T")
 
 SOURCES = (
     "package.module:name (a factory without arguments, or an nn.Module), a .pt2, .onnx or .keras file, "
@@ -59,40 +56,6 @@ def network_for(source: str) -> Network:
     network = plugins.load("models", use).model_validate({"source": source})
     assert isinstance(network, Network)
     return network
-
-
-def named(source: str) -> Any:
-    """What `package.module:name` names, from the Python path or the current folder. Raises `UsageError`."""
-    module_name, _, name = source.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
-        raise UsageError(f"{source!r} names nothing; write package.module:name")
-    if (here := str(Path.cwd())) not in sys.path:  # the `edgedl` program starts without it
-        sys.path.append(here)
-    try:
-        module = plugins.imported(module_name)
-    except ModuleNotFoundError as error:
-        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
-            raise UsageError(
-                f"{source}: cannot import {module_name}: it needs {error.name}, which is not there"
-            ) from error
-        raise UsageError(f"{source}: no module {error.name} in {here} or on the Python path") from error
-    except Exception as error:  # it is a person's code, which may raise anything
-        raise UsageError(_told(f"importing {module_name}", error)) from error
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            names = [key for key in vars(found) if not key.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UsageError(f"{source}: module {module_name} has no {name}; {plugins.nearest(part, names)}")
-        found = getattr(found, part)
-    return found
-
-
-def called(source: str, function: Callable[..., T], *given: Any) -> T:
-    """What a person's function returns. Raises `UsageError` with their traceback if it raises."""
-    try:
-        return function(*given)
-    except Exception as error:
-        raise UsageError(_told(source, error)) from error
 
 
 def adapted(net: nn.Module, task: Task) -> nn.Module:
@@ -148,9 +111,8 @@ def outputs_of(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 def output_names(network: Network, task: Task) -> tuple[str, ...]:
-    """What a network calls all that it returns for the task's inputs; see `outputs_of`."""
-    everything = task.model_copy(update={"output_names": ()})
-    net = network.build(everything)
+    """What a network calls all that it returns for the inputs of a task without outputs; see `outputs_of`."""
+    net = network.build(task)
     names: tuple[str, ...] = getattr(net, "picked", ()) or tuple(outputs_of(net, _example(task)))
     return names
 
@@ -422,14 +384,6 @@ def _line_of(error: Exception) -> str:
     if not frames:
         return ""
     return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
-
-
-def _told(source: str, error: Exception) -> str:
-    """A person's own error, in one line, with the traceback from where their code begins."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__ and "importlib" not in frame.filename]
-    lines = "".join(traceback.format_list(own))
-    return f"{source}: your code raised {_one_line(error)}\n{lines}".rstrip()
 
 
 def _one_line(error: Exception) -> str:

@@ -112,7 +112,8 @@ def _task(data: Any, task: PartLike | None, label: str | None, metric: str | Non
         made = Data.of(data, **told)
     if not made.has_labels:
         made = made.model_copy(update={"teacher": network})
-    return made.model_copy(update={"output_names": own.output_names(network, made)})
+    names = own.output_names(network, made.model_copy(update={"output_names": ()}))
+    return made.model_copy(update={"output_names": names})
 
 
 def _name_of(network: Network) -> str:

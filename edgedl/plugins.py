@@ -8,13 +8,16 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from edgedl.core import MissingPackage, ModelFileError, Network, Part, Step, Target, Task, UsageError
+from pydantic import BeforeValidator, SerializeAsAny, WithJsonSchema
 
+from edgedl.core import EdgedlError, MissingPackage, ModelFileError, Network, Part, Step, Target, Task, UsageError
+
+T = TypeVar("T")
 Kind = Literal["tasks", "models", "steps", "targets"]
 
 BASES: dict[Kind, type[Part]] = {"tasks": Task, "models": Network, "steps": Step, "targets": Target}
@@ -43,11 +46,10 @@ def load(kind: Kind, name: str) -> type[Part]:
     Raises `UsageError` for an unknown name (with the nearest ones), or a class of another kind.
     """
     if ":" in name:
-        module_name, _, class_name = name.partition(":")
-        return _checked(kind, name, _attribute(module_name, class_name))
+        return _checked(kind, name, named(name))
     for entry in importlib.metadata.entry_points(group=f"edgedl.{kind}"):
         if entry.name.replace("_", "-") == name:
-            return _checked(kind, name, _attribute(entry.module, entry.attr))
+            return _checked(kind, name, named(f"{entry.module}:{entry.attr}"))
     if name not in names(kind):
         raise UsageError(f"no {kind} named {name!r}; {nearest(name, names(kind))}")
     module_name = name.replace("-", "_")
@@ -57,13 +59,75 @@ def load(kind: Kind, name: str) -> type[Part]:
     return _checked(kind, name, found)
 
 
-def function(name: str) -> Callable[..., Any]:
-    """What "package.module:function" names, imported and callable. Raises `UsageError`."""
-    module_name, _, attribute = name.partition(":")
-    found = _attribute(module_name, attribute)
-    if not callable(found):
-        raise UsageError(f"{name} is a {type(found).__name__}, no function")
+def named(source: str) -> Any:
+    """What "package.module:name" names; the name may have dots, too.
+
+    That a person's own code runs is said on stderr before it is imported. Raises `UsageError`.
+    """
+    module_name, _, name = source.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+        raise UsageError(f"{source!r} names nothing; write package.module:name")
+    if module_name not in sys.modules and not module_name.startswith("edgedl."):
+        print(f"edgedl: importing {module_name}, whose code runs with your rights", file=sys.stderr)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            why = f"{error}; is it on the Python path, or in the folder where you are?"
+        else:
+            why = f"it needs {error.name}, which is not there"
+        raise UsageError(f"cannot import {module_name}: {why}") from error
+    except Exception as error:  # it is a person's code, which may raise anything
+        raise UsageError(_told(f"importing {module_name}", error)) from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"module {module_name} has no {name}; {nearest(part, _own_names(found))}")
+        found = getattr(found, part)
     return found
+
+
+def function(source: str) -> Callable[..., Any]:
+    """What "package.module:function" names, imported and callable. Raises `UsageError`."""
+    found: Callable[..., Any] = named(source)
+    if not callable(found):
+        raise UsageError(f"{source} is a {type(found).__name__}, no function")
+    return found
+
+
+def called(what: str, function: Callable[..., T], *given: Any, error: type[EdgedlError] = UsageError) -> T:
+    """What a person's function returns. Raises `error` with their own traceback for whatever it raises."""
+    try:
+        return function(*given)
+    except EdgedlError:
+        raise
+    except Exception as raised:
+        raise error(_told(what, raised)) from raised
+
+
+def _from_table(kind: Kind) -> BeforeValidator:
+    def made(value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("use"), str):
+            return value
+        return load(kind, value["use"]).model_validate(value)
+
+    return BeforeValidator(made)
+
+
+def _table_of(what: str) -> WithJsonSchema:
+    return WithJsonSchema(
+        {"description": what, "type": "object", "properties": {"use": {"type": "string"}}, "required": ["use"]}
+    )
+
+
+InnerNetwork: TypeAlias = Annotated[
+    SerializeAsAny[Network], _from_table("models"), _table_of("A network with its own keys, as under model.")
+]
+"""A field of a part that is a network."""
+InnerTarget: TypeAlias = Annotated[
+    SerializeAsAny[Target], _from_table("targets"), _table_of("A target with its own keys, as under targets.")
+]
+"""A field of a part that is a target."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -138,13 +202,6 @@ def pip_line(*extras: str) -> str:
     return f"pip install 'edgedl[{','.join(extras)}]'"
 
 
-def imported(module_name: str) -> ModuleType:
-    """A module by its dotted name. That a person's own code runs is said on stderr first; what it raises is raised."""
-    if module_name not in sys.modules and not module_name.startswith("edgedl."):
-        print(f"edgedl: importing {module_name}, whose code runs with your rights", file=sys.stderr)
-    return importlib.import_module(module_name)
-
-
 def _exists(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -152,19 +209,24 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _attribute(module_name: str, class_name: str) -> object:
-    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
-        raise UsageError(f"{module_name + ':' + class_name!r} names no class; write package.module:Class")
-    try:
-        module = imported(module_name)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"cannot import {module_name}: {error}; is it on the Python path?") from error
-    except (ImportError, SyntaxError) as error:
-        raise UsageError(f"cannot import {module_name}: {error}") from error
-    if not hasattr(module, class_name):
-        parts = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Part)]
-        raise UsageError(f"module {module_name} has no {class_name}; {nearest(class_name, parts)}")
-    return getattr(module, class_name)
+def _own_names(found: Any) -> list[str]:
+    """What a module or class has itself, rather than from an import."""
+    module = getattr(found, "__module__", None) or getattr(found, "__name__", None)
+    return [
+        key
+        for key, value in getattr(found, "__dict__", {}).items()
+        if not key.startswith("_") and getattr(value, "__module__", None) == module
+    ]
+
+
+def _told(what: str, error: Exception) -> str:
+    """A person's own error in one line, and below it the traceback from where their code begins."""
+    here = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(here) and "importlib" not in frame.filename]
+    said = " ".join(str(error).split())[:300]
+    reason = f"{type(error).__name__}{f': {said}' if said else ''}"
+    return f"{what}: your code raised {reason}\n{''.join(traceback.format_list(own))}".rstrip()
 
 
 def _checked(kind: Kind, name: str, found: object) -> type[Part]:

@@ -34,7 +34,7 @@ class Wanted:
     channels_last: bool = False
     resized: bool = False
     """Whether images were to be of one size."""
-    parts: Mapping[str, str] | None = None
+    parts: tuple[tuple[str, str], ...] = ()
     """Which part of the source each split is, where their names do not say it."""
 
 
@@ -79,7 +79,7 @@ def prepare(parts: Mapping[str, Records], wanted: Wanted) -> Prepared:
                 for part, records in parts.items():
                     arrays[part][name] = _column(records, name)
     sources = {part: records.source for part, records in parts.items()}
-    divided, how = splits.divided(arrays, sources, wanted.parts)
+    divided, how = splits.divided(arrays, sources, dict(wanted.parts))
     images = {}
     for name in names:
         values = divided["train"][name]

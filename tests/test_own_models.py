@@ -361,7 +361,7 @@ def test_what_a_module_returns_has_names(mine):
         ("mine_of_tests:number", r"gives a int, and no torch\.nn\.Module"),
         ("mine_of_tests:needs", r"has to do without arguments: missing a required argument: 'width'"),
         ("mine_of_tests:Ney", r"module mine_of_tests has no Ney; did you mean Net"),
-        ("mine_of_test:Net", r"no module mine_of_test in .* or on the Python path"),
+        ("mine_of_test:Net", r"cannot import mine_of_test: No module named 'mine_of_test'; is it on the Python path"),
         ("mine_of_tests", r"'mine_of_tests' names nothing; write package\.module:name"),
     ],
 )  # fmt: skip

@@ -443,10 +443,10 @@ def test_a_class_of_ones_own_stands_where_a_plugin_does(own_module):
         ('use = "os.path:join"', "os.path:join is no Network and cannot stand under models"),
         ('use = "own_package.absent:Deep"', "cannot import own_package.absent: No module named"),
         ('use = "absent_package:Deep"', "cannot import absent_package: No module named 'absent_package'; is it on"),
-        ('use = "own_package.broken:Deep"', "cannot import own_package.broken: invalid syntax (broken.py, line 1)"),
-        ('use = "own_package.needy:Deep"', "cannot import own_package.needy: cannot import name 'nothing_of_that"),
-        ('use = "os:nothing"', "module os has no nothing; there are: none"),
-        *[(f'use = "{name}"', "names no class; write package.module:Class")
+        ('use = "own_package.broken:Deep"', "your code raised SyntaxError: invalid syntax (broken.py, line 1)"),
+        ('use = "own_package.needy:Deep"', "needy: your code raised ImportError: cannot import name 'nothing_of_that"),
+        ('use = "os:nothing"', "module os has no nothing; there are: "),
+        *[(f'use = "{name}"', "names nothing; write package.module:name")
           for name in (":Deep", "own_package.nets:", ":", ".nets:Deep", "..:x", "a b:C", "own_package:nets:Deep",
                        "own_package.nets:Deep()", "own_package/nets.py:Deep", r"a\nb:C")],
     ],

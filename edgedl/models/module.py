@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from edgedl import own, weights
+from edgedl import own, plugins, weights
 from edgedl.core import Network, Task, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Module(Network):
 
     def build(self, task: Task) -> nn.Module:
         """Imports the module and runs its code. Raises `UsageError`, for what it raises with its own traceback."""
-        net = _built(self.source, own.named(self.source))
+        net = _built(self.source, plugins.named(self.source))
         if self.weights is not None:
             net = weights.loaded(net, self.weights, self.unpickle)
         return own.adapted(net, task)
@@ -44,7 +44,7 @@ def _built(source: str, found: Any) -> nn.Module:
             ) from error
         except ValueError:  # a class in C has no signature
             pass
-        found = own.called(source, found)
+        found = plugins.called(source, found)
     if not isinstance(found, nn.Module):
         raise UsageError(f"{source} gives a {type(found).__name__}, and no torch.nn.Module")
     return found

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    SerializeAsAny,
-    WithJsonSchema,
-    field_validator,
     model_validator,
 )
 
@@ -30,13 +27,6 @@ if TYPE_CHECKING:
 
     Paths = list[tuple[str, str]]
 
-SOME_NETWORK = {
-    "description": "A network with its own keys, as under model.",
-    "type": "object",
-    "properties": {"use": {"type": "string"}},
-    "required": ["use"],
-}
-
 
 class Distill(LearningStep):
     """Learns from the teacher's outputs and from the labels: `weight` times the former, the rest the latter.
@@ -51,7 +41,7 @@ class Distill(LearningStep):
 
     use: str = "distill"
     teacher: str | None = None
-    student: Annotated[SerializeAsAny[Network] | None, WithJsonSchema(SOME_NETWORK)] = None
+    student: plugins.InnerNetwork | None = None
     epochs: PositiveInt = 5
     lr: PositiveFloat = 5e-4
     temperature: PositiveFloat = 4.0
@@ -60,13 +50,6 @@ class Distill(LearningStep):
     attention: NonNegativeFloat = 0.0
     relational: NonNegativeFloat = 0.0
     layers: tuple[tuple[str, str], ...] = ()
-
-    @field_validator("student", mode="before")
-    @classmethod
-    def _loaded(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not isinstance(value.get("use"), str):
-            return value
-        return plugins.load("models", value["use"]).model_validate(value)
 
     @model_validator(mode="after")
     def _layers_for_something(self) -> Distill:

@@ -16,15 +16,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    SerializeAsAny,
-    WithJsonSchema,
-    field_validator,
     model_validator,
 )
 
 from edgedl import plugins, structure
 from edgedl.blocks import Block, find_again
-from edgedl.core import Graph, MissingPackage, Model, Target, Task, UsageError
+from edgedl.core import Graph, MissingPackage, Model, Task, UsageError
 from edgedl.counting import macs, num_parameters
 from edgedl.importance import IMPORTANCES, paired, score
 from edgedl.learning import LearningStep
@@ -41,12 +38,6 @@ if TYPE_CHECKING:
 LEAST_COST = 1e-3
 """Of the highest cost of a channel: what one counts that seems to cost nothing, or less."""
 
-SOME_TARGET = {
-    "description": "A target with its own keys, as under targets.",
-    "type": "object",
-    "properties": {"use": {"type": "string"}},
-    "required": ["use"],
-}
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -66,7 +57,7 @@ class Prune(LearningStep):
     macs: Share | None = None
     size: Share | None = None
     latency_ms: PositiveFloat | None = None
-    target: Annotated[SerializeAsAny[Target] | None, WithJsonSchema(SOME_TARGET)] = None
+    target: plugins.InnerTarget | None = None
     precision: Literal["fp32", "int8"] = "fp32"
     round_to: PositiveInt = 8
     importance: Literal["taylor", "l1", "l2", "bn", "random"] = "taylor"
@@ -79,13 +70,6 @@ class Prune(LearningStep):
 
     def refusal(self, graphs: Mapping[str, Graph]) -> str | None:
         return None if self.latency_ms is None else "latency_ms is that of one file"
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _loaded(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not isinstance(value.get("use"), str):
-            return value
-        return plugins.load("targets", value["use"]).model_validate(value)
 
     @model_validator(mode="after")
     def _one_goal(self) -> Prune:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import (
@@ -13,9 +13,7 @@ from pydantic import (
     Field,
     PositiveInt,
     PrivateAttr,
-    SerializeAsAny,
     SerializerFunctionWrapHandler,
-    WithJsonSchema,
     field_validator,
     model_serializer,
     model_validator,
@@ -28,7 +26,6 @@ from edgedl.core import (
     DataError,
     Exhibit,
     Metric,
-    Network,
     Session,
     Split,
     Task,
@@ -42,12 +39,7 @@ from edgedl.records import Records
 if TYPE_CHECKING:
     import torch
 
-SOME_NETWORK = {
-    "description": "A network with its own keys, as under model.",
-    "type": "object",
-    "properties": {"use": {"type": "string"}},
-    "required": ["use"],
-}
+T = TypeVar("T")
 TAUGHT = "taught:"
 """Begins the names of the teacher's answers, beside those of inputs."""
 
@@ -67,9 +59,14 @@ class _Given:
 
     def __init__(self, value: object = None) -> None:
         self.value = value
-        self.records: dict[tuple[object, ...], Mapping[str, Records]] = {}
-        self.prepared: dict[tuple[object, ...], Prepared] = {}
-        self.taught: dict[tuple[object, ...], dict[Split, Batch]] = {}
+        self.made: dict[str, tuple[object, Any]] = {}
+
+    def once(self, what: str, key: object, make: Callable[[], T]) -> T:
+        """What was made for this key the last time, or what is made now."""
+        if what not in self.made or self.made[what][0] != key:
+            self.made[what] = key, make()
+        value: T = self.made[what][1]
+        return value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Given) and self.value is other.value
@@ -105,7 +102,7 @@ class Data(Task):
     metric_name: str | None = Field(default=None, alias="metric")
     higher_is_better: bool = True
     loss_name: str | None = Field(default=None, alias="loss")
-    teacher: Annotated[SerializeAsAny[Network] | None, WithJsonSchema(SOME_NETWORK)] = None
+    teacher: plugins.InnerNetwork | None = None
     splits: Parts = Parts()
     config: str | None = None
     standardize: bool = False
@@ -123,13 +120,6 @@ class Data(Task):
         task = cls(**fields)
         task._given = _Given(given)
         return task
-
-    @field_validator("teacher", mode="before")
-    @classmethod
-    def _loaded(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not isinstance(value.get("use"), str):
-            return value
-        return plugins.load("models", value["use"]).model_validate(value)
 
     @field_validator("metric_name")
     @classmethod
@@ -162,14 +152,7 @@ class Data(Task):
             return self.metric_name
         if self.teacher is not None and self.label_name is None:
             return "agreement"
-        records = next(iter(self._records.values()))
-        label = self.label_name or "label"
-        if label not in records.columns or records.is_text(label):
-            return "accuracy"
-        values = records.array(label)
-        if values.dtype.kind == "f":
-            return "rmse"
-        return "miou" if values.ndim > 2 else "accuracy"
+        return self._given.once("metric", self._reading, self._inferred)
 
     @property
     def has_labels(self) -> bool:
@@ -235,7 +218,8 @@ class Data(Task):
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """One's own, or that which goes with the metric: cross-entropy, squared error, or imitating the teacher."""
         if self.loss_name is not None:
-            value: torch.Tensor = plugins.function(self.loss_name)(outputs, batch)
+            function = plugins.function(self.loss_name)
+            value: torch.Tensor = plugins.called(f"loss {self.loss_name}", function, outputs, batch)
             if not hasattr(value, "backward") or value.ndim != 0:
                 raise UsageError(f"loss {self.loss_name} returned a {type(value).__name__}, no scalar tensor")
             return value
@@ -322,27 +306,40 @@ class Data(Task):
 
     @property
     def _prepared(self) -> Prepared:
-        key = tuple(self.__dict__.values())
-        if key not in self._given.prepared:
-            self._given.prepared = {key: prepare(self._records, self._wanted())}
-        return self._given.prepared[key]
+        wanted = self._wanted()
+        return self._given.once("prepared", (self._reading, wanted), lambda: prepare(self._records, wanted))
 
     @property
     def _records(self) -> Mapping[str, Records]:
-        key = (self.source, self.config, self.input_names, self.label_name, self.size, self.channels)
-        if key not in self._given.records:
-            self._given.records = {key: self._read()}
-        return self._given.records[key]
+        return self._given.once("records", self._reading, self._read)
+
+    @property
+    def _reading(self) -> tuple[object, ...]:
+        """All that tells what is read, and how."""
+        return self.source, self.config, self._how
+
+    @property
+    def _how(self) -> Reading:
+        return Reading(self.input_names, self.label_name, self.size, self.channels)
+
+    def _inferred(self) -> str:
+        records = next(iter(self._records.values()))
+        label = self.label_name or "label"
+        if label not in records.columns or records.is_text(label):
+            return "accuracy"
+        values = records.array(label)
+        if values.dtype.kind == "f":
+            return "rmse"
+        return "miou" if values.ndim > 2 else "accuracy"
 
     def _read(self) -> Mapping[str, Records]:
-        how = Reading(self.input_names, self.label_name, self.size, self.channels)
         if self._given.value is not None:
             if self.source:
                 raise DataError(f"task data: source {self.source} and data from Python are both given; take one")
-            return data_given.of_given(self._given.value, how)
+            return data_given.of_given(self._given.value, self._how)
         if not self.source:
             raise DataError('task data: source is missing: a file or folder of data, such as source = "data.npz"')
-        return data_sources.read(self.source, self.config, how)
+        return data_sources.read(self.source, self.config, self._how)
 
     def _wanted(self) -> Wanted:
         name = self.measured_by
@@ -359,19 +356,17 @@ class Data(Task):
             std=self.std,
             channels_last=self.layout == "channels-last",
             resized=self.size is not None,
-            parts=self.splits.model_dump(exclude_none=True),
+            parts=tuple(self.splits.model_dump(exclude_none=True).items()),
         )
 
     @property
     def _taught(self) -> Mapping[Split, Batch]:
         """What the teacher answers to every split; it is built and asked once."""
-        key = tuple(self.__dict__.values())
-        if key not in self._given.taught:
-            assert self.teacher is not None
-            answered = teachers.answers_over(self.teacher, self, self._prepared.arrays)
-            self._given.taught = {key: {split: _taught(found) for split, found in answered.items()}}
-        return self._given.taught[key]
+        return self._given.once("taught", (self._reading, self._wanted(), self.teacher, self.outputs), self._ask)
 
-
-def _taught(answers: Batch) -> Batch:
-    return {TAUGHT + name: values for name, values in answers.items()}
+    def _ask(self) -> Mapping[Split, Batch]:
+        assert self.teacher is not None
+        answered = teachers.answers_over(self.teacher, self, self._prepared.arrays)
+        return {
+            split: {TAUGHT + name: values for name, values in answers.items()} for split, answers in answered.items()
+        }
