@@ -23,7 +23,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgedl import onnx_reader, own, pipeline, plugins, recipe, stages, weights
+from edgedl import onnx_operators, own, pipeline, plugins, recipe, stages, weights
 from edgedl.core import ModelFileError, TensorSpec, UsageError
 from edgedl.models.exported import Exported
 from edgedl.models.hugging_face import HuggingFace
@@ -536,7 +536,7 @@ def test_wrong_onnx_files_are_told_in_a_line(tmp_path, monkeypatch):
     scale = {"scale": np.float32(0.1), "zero": np.int8(0)}
     quantize = node("QuantizeLinear", ["x:0", "scale", "zero"], ["q"])
     refused(r"is quantized already", quantize, node("DequantizeLinear", ["q", "scale", "zero"], ["y"]), constants=scale)
-    monkeypatch.setitem(onnx_reader.FUNCTIONS, "Sin", torch.cos)
+    monkeypatch.setitem(onnx_operators.FUNCTIONS, "Sin", torch.cos)
     refused(r"output y as read is -?\d+ dB from what onnxruntime makes of the file", node("Sin", ["x:0"], ["y"]))
     source.write_bytes(source.read_bytes()[:60])
     with pytest.raises(ModelFileError, match=r"net\.onnx: no ONNX file, or a truncated one"):

@@ -34,14 +34,14 @@ class OnnxFile(Network):
         for package in ("onnx", "onnxruntime"):
             if not plugins.installed(package):
                 raise MissingPackage(f"model onnx-file needs {package}: {plugins.pip_line('onnx')}")
-        from edgedl.onnx_reader import Reader
+        from edgedl import onnx_reader
 
         model = _read(Path(self.source))
         specs = _specs(model)
         names = _matched(specs, task, self.source)
         examples = {name: _examples(task.inputs[wanted], specs[name]) for name, wanted in names.items()}
         fixed = {spec.shape[0] for spec in specs.values() if spec.shape and spec.shape[0] > 0}
-        net = Reader(model, self.source).read(examples, max(fixed, default=None))
+        net = onnx_reader.read(model, self.source, examples, max(fixed, default=None))
         _compare(net, model, self.source, examples, max(fixed, default=None))
         return own.adapted(net, task)
 
@@ -99,7 +99,7 @@ def _examples(spec: TensorSpec, taken: TensorSpec) -> tuple[torch.Tensor, torch.
     """The same samples twice, of which the second time there are more."""
     import torch
 
-    from edgedl.onnx_reader import NUM_FIRST, NUM_SECOND
+    from edgedl.onnx_builder import NUM_FIRST, NUM_SECOND
 
     dtype = getattr(torch, spec.dtype)
     shape, generator = (NUM_SECOND, *spec.shape), torch.Generator().manual_seed(0)
