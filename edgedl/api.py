@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,7 +15,7 @@ from edgedl.run import Run
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgedl.core import Bench, Limits, Network, Step, Target, Task
+    from edgedl.core import Batch, Bench, Limits, Network, Step, Target, Task
 
 __all__ = ["EdgedlError", "Run", "bench", "compress", "load_run", "open"]
 
@@ -29,7 +29,7 @@ def compress(
     *,
     task: Task | Table | str | None = None,
     label: str | None = None,
-    metric: str | None = None,
+    metric: str | Callable[[Batch, Batch], float] | None = None,
     steps: Sequence[Step | Table | str] = ("quantize",),
     targets: Sequence[Target | Table | str] = ("tflite", "onnxruntime"),
     limits: Limits | Table | None = None,
@@ -45,6 +45,7 @@ def compress(
     `model`: a module, the name of a family of edgedl's, "my_package.my_module:build", or a file: .pt2, .onnx, .keras,
     a folder of transformers. `data`: arrays, (inputs, labels), by name, a torch data set or loader, a file or folder;
     or else a `task`, one of edgedl's or of one's own. Without labels, files are held against the float network.
+    `metric`: a name, or a function of outputs and batch by name whose score is the better the larger it is.
     `steps`, `targets`, `limits` and `bench` are those of a recipe. With `fresh`, no step is taken from earlier runs.
 
     Raises `EdgedlError`, whose text says what to do.
@@ -82,7 +83,9 @@ def bench(*paths: str | Path, vs: str | Path | None = None, threads: int = 1, se
 
 
 def open(path: str | Path, threads: int = 1) -> Session:
-    """An exported file as a session: `open(path).run({"image": images})` gives named arrays. Raises `ModelFileError`.
+    """An exported file as a session: `open(path).run({"image": image})` gives named arrays. Raises `ModelFileError`.
+
+    Arrays have to be as its `inputs` say, the batch dimension included; others raise `UsageError`.
 
     A folder is that of a network which is several graphs; `session.graphs` then has each by its name.
     """
@@ -91,4 +94,5 @@ def open(path: str | Path, threads: int = 1) -> Session:
     file = Path(path)
     if not file.exists():
         raise ModelFileError(f"no file {file}")
-    return graph_session.open_files(plugins.target_for(graph_session.one_of(file), threads), file)
+    session = graph_session.open_files(plugins.target_for(graph_session.one_of(file), threads), file)
+    return graph_session.Checked(session)

@@ -6,10 +6,11 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgedl.core import Activation, Batch, ModelFileError, OperatorTime, Session, Target, TensorSpec
+from edgedl.core import Activation, Batch, ModelFileError, OperatorTime, Session, Target, TensorSpec, UsageError
 
 Call = tuple[str, Batch]
 """The name of a graph, and what it was given."""
@@ -50,6 +51,26 @@ class GraphSession:
     def close(self) -> None:
         for graph in self.graphs.values():
             graph.close()
+
+
+class Checked:
+    """A session for hands, not for measuring: `run` says what is wrong with what it is given."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run(self, batch: Batch) -> Batch:
+        """Raises `UsageError` for arrays of other names, shapes or types than the file takes."""
+        arrays = {name: np.asarray(values) for name, values in batch.items()}
+        try:
+            return self.session.run(arrays)
+        except Exception as error:  # each runtime has its own
+            takes = ", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in self.inputs.items())
+            given = ", ".join(f"{name} {values.dtype.name} {values.shape}" for name, values in arrays.items())
+            raise UsageError(f"the file takes {takes}, and was given {given or 'nothing'}: {error}") from error
 
 
 def open_files(target: Target, path: Path) -> Session:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from edgedl import plugins
 from edgedl import recipe as recipes
-from edgedl.core import MissingPackage, Network, Part, RecipeError, Task, UsageError
+from edgedl.core import Batch, MissingPackage, Network, Part, RecipeError, Task, UsageError
 from edgedl.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 TARGETS = ("tflite", "onnxruntime")
 """Where nothing else is asked for: what phones and small boards run."""
+Metric: TypeAlias = "str | Callable[[Batch, Batch], float]"
+"""The name of one, or (outputs, batch) -> score: the larger, the better."""
 PartLike: TypeAlias = "Part | Mapping[str, Any] | str"
 """A part, a table as in a recipe's file, or the name alone."""
 
@@ -31,7 +34,7 @@ def make(
     weights: str | None = None,
     task: PartLike | None = None,
     label: str | None = None,
-    metric: str | None = None,
+    metric: Metric | None = None,
     steps: Sequence[PartLike],
     targets: Sequence[PartLike],
     limits: BaseModel | Mapping[str, Any] | None = None,
@@ -90,7 +93,7 @@ def _with_weights(network: Network, weights: str) -> Network:
     return network.model_copy(update={"weights": weights})
 
 
-def _task(data: Any, task: PartLike | None, label: str | None, metric: str | None, network: Network) -> Task:
+def _task(data: Any, task: PartLike | None, label: str | None, metric: Metric | None, network: Network) -> Task:
     from edgedl import own
     from edgedl.tasks.data import Data
 
@@ -105,7 +108,8 @@ def _task(data: Any, task: PartLike | None, label: str | None, metric: str | Non
         )
     if data is None:
         raise UsageError("there is no data: give data, such as (inputs, labels) or a folder, or a task")
-    told = {"label": label, "metric": metric, "source": str(data) if isinstance(data, str | Path) else None}
+    named = metric if metric is None or isinstance(metric, str) else _named(metric)
+    told = {"label": label, "metric": named, "source": str(data) if isinstance(data, str | Path) else None}
     told = {key: value for key, value in told.items() if value is not None}
     made = cast("Data", recipes.part("tasks", "task", {"use": "data"} | told))
     if "source" not in told:
@@ -114,6 +118,17 @@ def _task(data: Any, task: PartLike | None, label: str | None, metric: str | Non
         made = made.model_copy(update={"teacher": network})
     names = own.output_names(network, made.model_copy(update={"output_names": ()}))
     return made.model_copy(update={"output_names": names})
+
+
+def _named(function: Callable[..., Any]) -> str:
+    """What a recipe calls a function that was given. Raises `UsageError` for one that cannot be found by a name."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if module is None or getattr(sys.modules.get(module), name, None) is not function:
+        raise UsageError(
+            f"metric is {name or type(function).__name__}, which no name leads to: "
+            "give a function that is defined at the top level of a module or a notebook"
+        )
+    return f"{module}:{name}"
 
 
 def _name_of(network: Network) -> str:

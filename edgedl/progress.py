@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -10,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 _display: Progress | None = None
@@ -26,13 +29,12 @@ def display() -> Iterator[None]:
     A Ctrl-C meanwhile is heeded at the next unit of a stage at the latest: some libraries, while they
     load or convert, catch everything, and it with it.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     global _display
     # Its own descriptor: `diverted` points the process's stderr elsewhere meanwhile.
     with _heeding_interrupts(), os.fdopen(os.dup(sys.__stderr__.fileno()), "w") as stream:  # type: ignore[union-attr]
-        console = Console() if Console().is_jupyter else Console(file=stream)
+        console = _console(stream)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),
@@ -45,6 +47,17 @@ def display() -> Iterator[None]:
                 yield
             finally:
                 _display_off()
+
+
+def _console(stream: IO[str]) -> Console:
+    """The notebook's, where there is one that can show what changes; else it shows what has come of all at the end."""
+    from rich.console import Console
+
+    if not Console().is_jupyter:
+        return Console(file=stream)
+    if importlib.util.find_spec("ipywidgets"):
+        return Console()
+    return Console(file=sys.stderr, force_jupyter=False, force_terminal=False)
 
 
 @contextmanager
@@ -105,15 +118,30 @@ def diverted(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     python, saved = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
+    handlers = _handlers_of(sys.stderr)
     try:
         with log.open("ab") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
         # Writers of their own, so that what a full disk keeps out of the log is not left in the process's.
         sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False, buffering=1) for descriptor in (1, 2))  # noqa: SIM115
+        for handler in handlers:
+            handler.stream = sys.stderr
         yield
     finally:
         sys.stdout, sys.stderr = python
+        for handler in handlers:
+            handler.stream = sys.stderr
         for descriptor, original in enumerate(saved, start=1):
             os.dup2(original, descriptor)
             os.close(original)
+
+
+def _handlers_of(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:
+    """Those that hold a stream themselves: that of a notebook leads elsewhere than its descriptor."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    held = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
+    streaming = [
+        handler for handler in held if isinstance(handler, logging.StreamHandler) and "stream" in vars(handler)
+    ]
+    return [handler for handler in streaming if handler.stream is stream]

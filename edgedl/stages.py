@@ -56,7 +56,7 @@ def check(recipe: Recipe) -> None:
             continue
         if why := suitability.why_unsuited(network, recipe.task):
             unsuited = f"model {network.label} does not suit task {recipe.task.label}: {why}"
-            raise UsageError(f"{unsuited}; {_suited(network.label, recipe.task.label)}")
+            raise UsageError("; ".join(filter(None, (unsuited, _suited(network.label, recipe.task.label)))))
 
 
 def _suited(model: str, task: str) -> str:

@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nbclient import NotebookClient
 from torch import nn
 
 import edgedl
 from edgedl import recipe
+from edgedl import run as run_files
 from edgedl.tasks.data import Data
 from tests.test_cli import run_in
 
@@ -148,6 +151,58 @@ def test_files_are_measured_side_by_side(finished):
             call("absent.tflite")
 
 
+def test_what_a_file_does_not_take_is_said(finished, tmp_path):
+    file = finished.best("tflite")
+    session = edgedl.open(file)
+    for arrays, said in [
+        (
+            {"input": np.zeros((4, 8), np.float32)},
+            r"takes input float32 \(1, 8\), and was given input float32 \(4, 8\)",
+        ),
+        ({"input": np.zeros((1, 8))}, "was given input float64"),
+        ({"inptu": np.zeros((1, 8), np.float32)}, "was given inptu"),
+        ({}, "was given nothing"),
+    ]:
+        with pytest.raises(edgedl.EdgedlError, match=said):
+            session.run(arrays)
+    (tmp_path / "cut.tflite").write_bytes(file.read_bytes()[:500])
+    with pytest.raises(edgedl.EdgedlError, match=r"cut\.tflite"):
+        edgedl.open(tmp_path / "cut.tflite")
+
+
+def share_of_hits(outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> float:
+    return float((outputs["output"].argmax(axis=1) == batch["label"]).mean())
+
+
+def test_a_metric_is_a_function(network, tmp_path):
+    given = {"data": blobs(), "targets": ["tflite"], "out": tmp_path / "runs"} | QUICK
+    run = edgedl.compress(network, metric=share_of_hits, **given)
+    report = run_files.read_report(run.folder)
+    assert report["metric"]["name"] == "share_of_hits"
+    assert report["rows"][0]["score"] > 0.9
+    with pytest.raises(edgedl.EdgedlError, match=r"metric is .*<lambda>, which no name leads to"):
+        edgedl.compress(network, metric=lambda outputs, batch: 1.0, **given)
+
+
+def test_a_notebook_shows_what_is_done_and_what_came_of_it(tmp_path):
+    lines = [
+        PERSONS.strip(),
+        "import edgedl\nimport numpy as np\nx = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)",
+        f"edgedl.compress(build(), x, targets=['tflite'], **{QUICK | {'progress': True}!r})",
+        "edgedl.compress(build(), x, targets=['coreml'])",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in lines])
+    NotebookClient(notebook, timeout=600, allow_errors=True, resources={"metadata": {"path": tmp_path}}).execute()
+    *_, shown, wrong = notebook.cells
+    said = "".join(output.text for output in shown.outputs if output.output_type == "stream")
+    (result,) = (output for output in shown.outputs if output.output_type != "stream")
+    assert "tflite: build" in said
+    assert "LiteRT-Torch" not in said, "the converter's own lines are for the log"
+    assert "Warning" not in said
+    assert "ship" in result.data["text/html"]
+    assert "no targets named 'coreml'" in wrong.outputs[-1].evalue
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -199,7 +254,7 @@ def test_a_network_of_ones_own_on_the_command_line(tmp_path):
         (("--recipe", "cnn-int8", "--int8"), "a recipe says it all: leave out --int8"),
         (("--recipe", "cnn-int8", "--target", "tflite"), "leave out --target"),
         (("--model", "my_model:build"), "there is no data"),
-        (("--model", "absent:build", "--data", "data.npz"), "no module absent"),
+        (("--model", "absent:build", "--data", "data.npz"), "cannot import absent: No module named"),
         (("--model", "my_model:build", "--data", "absent.npz"), "absent.npz: no such file"),
         (("--model", "my_model:build", "--data", "absent.npz", "--int8", "--fp16"), "two ways to store weights"),
         (("--model", "model.onnx", "--data", "x.npz", "--weights", "w.safetensors"), "has its weights"),

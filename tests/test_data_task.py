@@ -455,7 +455,7 @@ def test_functions_of_ones_own_give_data_metric_and_loss():
         ({"metric": "own_code:PLAIN"}, "own_code:PLAIN is a int, no function"),
         ({"metric": "own_code:wurst"}, "module own_code has no wurst"),
         ({"metric": "no_such_code:f"}, "cannot import no_such_code"),
-        ({"metric": "own_code:worst"}, 'metric own_code:worst has no loss that goes with it: say loss = "package'),
+        ({"metric": "own_code:worst", "label": None}, 'own_code:worst has no loss without labels: say loss = "package'),
         ({"metric": "rmse", "loss": "own_code:no_scalar"}, "loss own_code:no_scalar returned a Tensor, no scalar"),
         (
             {"metric": "rmse", "source": "own_code:no_data"},

@@ -23,7 +23,7 @@ SHIP_STYLE = {"float": "bold yellow", "host only": "bold cyan", "none": "bold re
 def as_html(report: Mapping[str, Any]) -> str:
     """What `print_report` prints, for a notebook."""
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        console = Console(record=True, file=nowhere, width=HTML_WIDTH, markup=False)
+        console = Console(record=True, file=nowhere, width=HTML_WIDTH, markup=False, force_jupyter=False)
         print_report(report, console)
     return console.export_html(inline_styles=True, code_format="<pre style='line-height: 1.2'>{code}</pre>")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ class TFLite(Target):
         """Writes `model.tflite`. Raises `TargetError` if the converter refuses the graph."""
         from importlib.metadata import version
 
+        os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")  # which a notebook shows wherever it is written
         import litert_torch
 
         from edgedl.loops import with_loops

@@ -88,9 +88,9 @@ class Data(Task):
     as is uint8 of four axes where these are given. All data is held in memory, 8 GiB of it at most.
 
     A named `metric` looks at the first output; (outputs, batch) -> float can be one's own, package.module:function, and
-    the `loss` is such a function or what goes with the metric. Without labels it is agreement with the `teacher`, a
-    float network: the share of same decisions where the first output is (N, classes), else "fidelity": 1 - noise power
-    / signal power, which can be asked for, too.
+    the `loss` is such a function or what goes with the metric, or the labels. Without labels it is agreement with the
+    `teacher`, a float network: the share of same decisions where the first output is (N, classes), else "fidelity":
+    1 - noise power / signal power, which can be asked for, too.
     """
 
     use: str = "data"
@@ -152,7 +152,7 @@ class Data(Task):
             return self.metric_name
         if self.teacher is not None and self.label_name is None:
             return "agreement"
-        return self._given.once("metric", self._reading, self._inferred)
+        return self._by_labels
 
     @property
     def has_labels(self) -> bool:
@@ -216,7 +216,7 @@ class Data(Task):
         return {**found, **self._taught[split]} if self.measured_by in metrics.UNLABELLED else found
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """One's own, or that which goes with the metric: cross-entropy, squared error, or imitating the teacher."""
+        """One's own, or that which goes with the metric or the labels: cross-entropy, squared error, or imitation."""
         if self.loss_name is not None:
             function = plugins.function(self.loss_name)
             value: torch.Tensor = plugins.called(f"loss {self.loss_name}", function, outputs, batch)
@@ -225,10 +225,11 @@ class Data(Task):
             return value
         if self.measured_by in metrics.UNLABELLED:
             return self.imitate(outputs, {name: batch[TAUGHT + name] for name in self.outputs}, 1.0, batch)
-        if self.measured_by not in metrics.KINDS or self.label_array is None:
-            raise UsageError(f'metric {self.measured_by} has no loss that goes with it: say loss = "package.module:f"')
+        if self.label_array is None:
+            raise UsageError(f'metric {self.measured_by} has no loss without labels: say loss = "package.module:f"')
+        by = self.measured_by if self.measured_by in metrics.KINDS else self._by_labels
         try:
-            return metrics.loss(self.measured_by, outputs[self.outputs[0]], batch[self.label_array])
+            return metrics.loss(by, outputs[self.outputs[0]], batch[self.label_array])
         except DataError as error:
             raise self._named(error) from error
 
@@ -321,6 +322,10 @@ class Data(Task):
     @property
     def _how(self) -> Reading:
         return Reading(self.input_names, self.label_name, self.size, self.channels)
+
+    @property
+    def _by_labels(self) -> str:
+        return self._given.once("metric", self._reading, self._inferred)
 
     def _inferred(self) -> str:
         records = next(iter(self._records.values()))
