@@ -150,6 +150,7 @@ def parse(text: str, file: Path) -> Recipe:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number too long, and nesting too deep, are ones of Python's own
         raise RecipeError(f"{file}: no valid TOML: {error}") from error
+    _check_texts(table, (), text, file)
     for key in PARTS:
         if key in table:
             table[key] = _parts(key, table[key], text, file)
@@ -187,6 +188,15 @@ def value(given: Any) -> str:
     if isinstance(given, bool | int | float):
         return json.dumps(given)
     return _quoted(str(given))
+
+
+def _check_texts(given: Any, location: Location, text: str, file: Path) -> None:
+    """Raises `RecipeError` for a text that no path or name may be: systems end them at a NUL."""
+    inside = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, list) else ()
+    for key, entry in inside:
+        _check_texts(entry, (*location, key), text, file)
+    if isinstance(given, str) and "\0" in given:
+        raise RecipeError(f"{_place(file, text, location)}: holds a NUL character: {given!r}; leave it out")
 
 
 def _key(name: str) -> str:

@@ -60,7 +60,11 @@ class Tracks(Task):
     file: str | None = None
     cell: PositiveFloat = 1.5
     outputs: ClassVar[tuple[str, ...]] = ("deviation",)
-    metric: ClassVar[Metric] = Metric(name="ADE", unit="m", higher_is_better=False)
+
+    @property
+    def metric(self) -> Metric:  # type: ignore[override]
+        unit = "m" if self.file is None else ""  # whatever the file's is
+        return Metric(name="ADE", unit=unit, higher_is_better=False)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
