@@ -215,6 +215,31 @@ def test_the_deployed_file_repeats_the_simulation(name, use, form, built):
         assert climb.agreement.sqnr_db > 110
 
 
+class Rows(nn.Module):
+    """Dense layers with the inputs first in their weights, as GPT-2 has them: files need the transpose of each."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(48, 48) / 7) for _ in range(num_layers))
+        self.bias = nn.Parameter(torch.randn(48))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for weight in self.weights:
+            x = torch.tanh(torch.addmm(self.bias, x, weight))
+        return x
+
+
+@pytest.mark.parametrize("form", ["int8 weights", None])
+def test_weights_that_a_converter_copies_are_not_taken_for_one_another(form, tmp_path):
+    net, task = Rows(num_layers=12).eval(), Noise(shape=(48,))
+    quantization = None if form is None else Quantization(net, task, "auto", forms=(form,))
+    model, target = Model(net=net, quantization=quantization), target_of("tflite")
+    session = target.open(target.build(model, task, tmp_path, batch_size=1).file)
+    answers = measure.evaluate(session, task, "test").outputs["y"]
+    wanted = measure.evaluate(TorchSession(net, task), task, "test").outputs["y"]
+    assert stats.sqnr_db(wanted, answers) > 30
+
+
 KERNEL_CASES = [
     *((name, use, "int8 dynamic") for name in KERNELS for use in ("tflite", "onnxruntime")),
     *((name, "tflite", "int4 dynamic") for name in ("dense", "rows")),

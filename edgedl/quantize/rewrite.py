@@ -251,7 +251,9 @@ def _fold_constants(graph: GraphModule) -> None:
                 fixed[node] = value
                 continue
             with graph.graph.inserting_before(node):
-                made = constant(graph, f"{node.name}_folded", value.detach().clone())
+                made = constant(
+                    graph, f"{node.name}_folded", value.detach().clone(memory_format=torch.contiguous_format)
+                )
             node.replace_all_uses_with(made)
             graph.graph.erase_node(node)
             fixed[made] = attribute(graph, str(made.target))

@@ -171,10 +171,12 @@ def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]
     In its default mode litert-torch leaves float kernels between Q/DQ pairs; in the modes that its
     public options reach it makes scales of its own where it finds none, and int8 inputs and outputs.
     The strict mode does neither. No public option reaches it, nor the names, hence the substitution.
-    It calls a tensor by the classes of all modules around it, which can take up a third of a small file.
+    It calls a tensor by the classes of all modules around it, which can take up a third of a small file. And it tells
+    constants apart by their place in memory alone, where another may lie after the first is gone: here all are kept
+    (https://github.com/google-ai-edge/litert-torch/issues/1061).
     """
     from litert_torch._convert import litert_converter
-    from litert_torch.backend import debuginfo
+    from litert_torch.backend import debuginfo, inline_consts
 
     api = litert_converter.converter_api_ext
 
@@ -192,12 +194,22 @@ def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]
         def set_signature(operation: Any, *, signature_name: str, **_: Any) -> None:
             api.set_signature(operation, signature_name=signature_name, input_names=inputs, output_names=outputs)
 
-    by_classes = debuginfo.build_mlir_debuginfo
+    kept: list[torch.Tensor] = []
+    by_classes, by_place = debuginfo.build_mlir_debuginfo, inline_consts._ConstantFingerprint
+
+    class Kept(by_place):  # type: ignore[misc,valid-type]
+        @classmethod
+        def from_tensor(cls, tensor: torch.Tensor) -> Any:
+            kept.append(tensor)
+            return by_place.from_tensor(tensor)
+
     litert_converter.converter_api_ext, debuginfo.build_mlir_debuginfo = Ours(), _module_path
+    inline_consts._ConstantFingerprint = Kept
     try:
         yield
     finally:
         litert_converter.converter_api_ext, debuginfo.build_mlir_debuginfo = api, by_classes
+        inline_consts._ConstantFingerprint = by_place
 
 
 def _module_path(node: torch.fx.Node) -> str | None:
