@@ -7,8 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgedl import measure, plugins, stats
+from edgedl.core import Model
 from edgedl.quantize.operators import OPERATORS
-from edgedl.quantize.simulate import export_graph
+from edgedl.quantize.schemes import LITERT
+from edgedl.quantize.simulate import Quantization, export_graph
 from tests.toys import Noise
 
 
@@ -90,3 +93,28 @@ def test_the_rewritten_network_computes_the_same_in_operators_of_the_table(name)
 def test_a_mean_whose_window_hangs_over_the_edge_is_left_as_it_is():
     graph = export_graph(nn.AvgPool2d(3, ceil_mode=True).eval(), Noise(shape=(8, 10, 10)))
     assert "aten.avg_pool2d.default" in [str(node.target) for node in graph.graph.nodes]
+
+
+class Flattening(nn.Module):
+    """A dense layer over places as libraries write it that have the inputs first in its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(24, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.addmm(self.bias, x.view(-1, 24), self.weight).view(*x.shape[:-1], 8)
+        return torch.relu(places).mean(1)
+
+
+def test_a_dense_layer_over_places_has_its_activation_in_its_kernel(tmp_path):
+    net, task = Flattening().eval(), Noise(shape=(6, 24))
+    graph = export_graph(net, task)
+    assert "aten.reshape.default" not in {str(node.target) for node in graph.graph.nodes}
+    x = torch.randn(3, 6, 24)
+    torch.testing.assert_close(graph(x), net(x), atol=1e-5, rtol=1e-4)
+    target = plugins.load("targets", "tflite").model_validate({})
+    quantized = Quantization(net, task, "min-max")
+    session = target.open(target.build(Model(net=net, quantization=quantized), task, tmp_path, batch_size=1).file)
+    answers = measure.evaluate(session, task, "test").outputs["y"]
+    assert stats.sqnr_db(quantized.evaluated(LITERT, "test").outputs["y"], answers) > 100

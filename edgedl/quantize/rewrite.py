@@ -26,6 +26,7 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     _fold_constants(graph)
     _fold_per_sample(graph)
     _restore_batch_norms(graph)
+    _drop_flattening(graph)
     _lift_numbers(graph)
     _join_pads(graph)
     graph.graph.eliminate_dead_code()
@@ -357,6 +358,32 @@ def _restore_batch_norms(graph: GraphModule) -> None:
             result.replace_all_uses_with(made)
             graph.graph.erase_node(result)
             graph.graph.erase_node(node)
+
+
+def _drop_flattening(graph: GraphModule) -> None:
+    """Lets dense layers take values over several places as they are, without a reshape before and behind.
+
+    A reshape between a layer and its activation keeps the two from one kernel in the simulation, but not in a file.
+    """
+    for node in list(graph.graph.nodes):
+        flat = node.args[0] if str(node.target) == "aten.linear.default" else None
+        if not isinstance(flat, Node) or str(flat.target) != "aten.reshape.default":
+            continue
+        source, users = cast("Node", flat.args[0]), list(node.users)
+        places, features = source.meta["val"].shape[:-1], node.meta["val"].shape[-1]
+        is_flat = flat.meta["val"].shape[-1] == source.meta["val"].shape[-1]
+        if (
+            is_flat
+            and users
+            and all(
+                str(user.target) == "aten.reshape.default" and user.meta["val"].shape == (*places, features)
+                for user in users
+            )
+        ):
+            node.replace_input_with(flat, source)
+            node.meta["val"] = users[0].meta["val"]
+            for user in users:
+                user.replace_all_uses_with(node)
 
 
 def _lift_numbers(graph: GraphModule) -> None:
