@@ -74,7 +74,7 @@ def _float_network(run: Run) -> nn.Module:
 
     recipe = run.recipe
     training.seed(recipe.seed)
-    net = recipe.model.build(recipe.task).eval()
+    net = recipe.model.built(recipe.task).eval()
     learned = [index for index in range(_num_float_steps(recipe)) if recipe.steps[index].learns]
     if learned:
         index = learned[-1]

@@ -30,6 +30,7 @@ def compress(
     task: Task | Table | str | None = None,
     label: str | None = None,
     metric: str | Callable[[Batch, Batch], float] | None = None,
+    images: Table | None = None,
     steps: Sequence[Step | Table | str] = ("quantize",),
     targets: Sequence[Target | Table | str] = ("tflite", "onnxruntime"),
     limits: Limits | Table | None = None,
@@ -46,13 +47,15 @@ def compress(
     a folder of transformers. `data`: arrays, (inputs, labels), by name, a torch data set or loader, a file or folder;
     or else a `task`, one of edgedl's or of one's own. Without labels, files are held against the float network.
     `metric`: a name, or a function of outputs and batch by name whose score is the better the larger it is.
+    `images` says what is done to images among the data, and which the files take: `size`, `mean`, `std`, `layout`, and
+    with `uint8_input` pixels from 0 to 255, which they normalize themselves, with `channels_last` (H, W, C).
     `steps`, `targets`, `limits` and `bench` are those of a recipe. With `fresh`, no step is taken from earlier runs.
 
     Raises `EdgedlError`, whose text says what to do.
     """
     wanted, text = own_recipe.make(
-        model, data, task=task, label=label, metric=metric, steps=steps, targets=targets, limits=limits, bench=bench,
-        name=name, seed=seed,
+        model, data, task=task, label=label, metric=metric, images=images, steps=steps, targets=targets, limits=limits,
+        bench=bench, name=name, seed=seed,
     )  # fmt: skip
     plugins.require(wanted.needed_targets)
     from edgedl import pipeline

@@ -195,6 +195,15 @@ class Task(Part):
         raise NotImplementedError
 
     @property
+    def inner(self) -> Task:
+        """This task as the network alone sees it: with the inputs that it takes behind what `around` puts before it."""
+        return self
+
+    def around(self, net: torch.nn.Module) -> torch.nn.Module:
+        """A network of `inner` with what its files do to `inputs` by themselves put before it."""
+        return net
+
+    @property
     def preprocessing(self) -> Mapping[str, Any]:
         """What an application has to do to its data before it runs the network, as JSON; empty: nothing at all."""
         return {}
@@ -244,6 +253,10 @@ class Network(Part):
         returns each as a `Graph` by name; it is trained, pruned and taught as a whole all the same.
         """
         raise NotImplementedError
+
+    def built(self, task: Task) -> torch.nn.Module:
+        """What `build` gives, with what the task has files do to its inputs by themselves."""
+        return task.around(self.build(task.inner))
 
 
 class Step(Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,3 +325,36 @@ def _save(editor: _Editor, file: Path) -> None:
     editor.drop_unused()
     onnx.checker.check_model(editor.model)
     onnx.save(editor.model, str(file))
+
+
+def take_pixels_as_codes(file: Path) -> None:
+    """Leaves out conversion and quantization of images of uint8 that are the codes of the network's input already.
+
+    Behind `use_unsigned_activations`: such have the grid of their pixels, with zero at 0.
+    """
+    editor = _Editor(onnx.load(str(file)))
+    pixels = {given.name for given in editor.graph.input if given.type.tensor_type.elem_type == TensorProto.UINT8}
+    uses = Counter(name for node in editor.graph.node for name in node.input)
+    found = False
+    for quantize in [node for node in editor.graph.node if node.op_type == "QuantizeLinear"]:
+        moves, factor, node = [], np.ones(1, np.float32), editor.makers.get(quantize.input[0])
+        while node is not None and node.op_type in ("Transpose", "Reshape") and uses[node.output[0]] == 1:
+            moves.append(node)
+            node = editor.makers.get(node.input[0])
+        if node is not None and node.op_type == "Mul" and node.input[1] in editor.constants:
+            factor, node = editor.value(node.input[1]), editor.makers.get(node.input[0])
+        if node is None or node.op_type != "Cast" or node.input[0] not in pixels:
+            continue
+        scale, zero_point = (editor.value(name) for name in quantize.input[1:3])
+        if zero_point.any() or factor.size != 1 or not np.isclose(scale, factor, rtol=1e-6, atol=0).all():
+            continue
+        if moves:
+            moves[-1].input[0], moves[0].output[0] = node.input[0], quantize.output[0]
+        for user in editor.graph.node if not moves else ():
+            for index, name in enumerate(user.input):
+                if name == quantize.output[0]:
+                    user.input[index] = node.input[0]
+        editor.graph.node.remove(quantize)
+        found = True
+    if found:
+        _save(editor, file)

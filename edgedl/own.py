@@ -112,8 +112,8 @@ def outputs_of(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, 
 
 def output_names(network: Network, task: Task) -> tuple[str, ...]:
     """What a network calls all that it returns for the inputs of a task without outputs; see `outputs_of`."""
-    net = network.build(task)
-    names: tuple[str, ...] = getattr(net, "picked", ()) or tuple(outputs_of(net, _example(task)))
+    net = network.build(task.inner)
+    names: tuple[str, ...] = getattr(net, "picked", ()) or tuple(outputs_of(net, _example(task.inner)))
     return names
 
 

@@ -23,6 +23,8 @@ TARGETS = ("tflite", "onnxruntime")
 """Where nothing else is asked for: what phones and small boards run."""
 Metric: TypeAlias = "str | Callable[[Batch, Batch], float]"
 """The name of one, or (outputs, batch) -> score: the larger, the better."""
+OF_IMAGES = ("size", "channels", "mean", "std", "layout", "uint8_input", "channels_last")
+"""What can be said of images: keys of the task data."""
 PartLike: TypeAlias = "Part | Mapping[str, Any] | str"
 """A part, a table as in a recipe's file, or the name alone."""
 
@@ -35,6 +37,7 @@ def make(
     task: PartLike | None = None,
     label: str | None = None,
     metric: Metric | None = None,
+    images: Mapping[str, Any] | None = None,
     steps: Sequence[PartLike],
     targets: Sequence[PartLike],
     limits: BaseModel | Mapping[str, Any] | None = None,
@@ -49,7 +52,7 @@ def make(
         network = _network(model)
         if weights is not None:
             network = _with_weights(network, weights)
-        learned = _task(data, task, label, metric, network)
+        learned = _task(data, task, label, metric, images or {}, network)
         text = recipes.dumps(
             {
                 "name": name or _name_of(network),
@@ -93,13 +96,20 @@ def _with_weights(network: Network, weights: str) -> Network:
     return network.model_copy(update={"weights": weights})
 
 
-def _task(data: Any, task: PartLike | None, label: str | None, metric: Metric | None, network: Network) -> Task:
+def _task(
+    data: Any,
+    task: PartLike | None,
+    label: str | None,
+    metric: Metric | None,
+    images: Mapping[str, Any],
+    network: Network,
+) -> Task:
     from edgedl import own
     from edgedl.tasks.data import Data
 
     if task is not None:
-        if data is not None or label is not None or metric is not None:
-            raise UsageError("data, label and metric say what to judge by, and so does task: give one of them")
+        if data is not None or label is not None or metric is not None or images:
+            raise UsageError("data, label, metric and images say what to judge by, and so does task: give one of them")
         table = {"use": task} if isinstance(task, str) else task
         return (
             task
@@ -109,7 +119,10 @@ def _task(data: Any, task: PartLike | None, label: str | None, metric: Metric | 
     if data is None:
         raise UsageError("there is no data: give data, such as (inputs, labels) or a folder, or a task")
     named = metric if metric is None or isinstance(metric, str) else _named(metric)
-    told = {"label": label, "metric": named, "source": str(data) if isinstance(data, str | Path) else None}
+    if strays := [key for key in images if key not in OF_IMAGES]:
+        raise UsageError(f"images has no {strays[0]}; {plugins.nearest(strays[0], OF_IMAGES)}")
+    source = str(data) if isinstance(data, str | Path) else None
+    told = {"label": label, "metric": named, "source": source, **images}
     told = {key: value for key, value in told.items() if value is not None}
     made = cast("Data", recipes.part("tasks", "task", {"use": "data"} | told))
     if "source" not in told:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from edgedl import metrics, plugins, splits
+from edgedl import image_inputs, metrics, plugins, splits
 from edgedl.core import Batch, DataError, Split, TensorSpec
+from edgedl.image_inputs import Treatment
 from edgedl.metrics import Kind
 from edgedl.records import Records
 
@@ -29,9 +30,8 @@ class Wanted:
     others: bool = False
     """Whether columns that are neither inputs nor label are kept, for a function of one's own."""
     standardize: bool = False
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    channels_last: bool = False
+    treatment: Treatment = field(default_factory=Treatment)
+    """Of images."""
     resized: bool = False
     """Whether images were to be of one size."""
     parts: tuple[tuple[str, str], ...] = ()
@@ -44,13 +44,15 @@ class Prepared:
 
     arrays: Mapping[Split, Batch]
     inputs: Mapping[str, TensorSpec]
+    inner: Mapping[str, TensorSpec]
+    """What the network takes, where files make something else of `inputs` first."""
     label: str | None
     classes: tuple[str, ...]
     """Names of the classes; empty where the label is a number."""
     images: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    """Inputs that are images: mean and deviation of each channel in [0, 1], as they were taken off."""
+    """Inputs that are images: mean and deviation of each channel in [0, 1], as they are taken off."""
     channels_last: bool
-    """The layout of these."""
+    """The layout of these in arrays."""
     columns: Mapping[str, tuple[str, ...]]
     """Inputs that are several columns: their names."""
     preprocessing: dict[str, Any]
@@ -80,29 +82,34 @@ def prepare(parts: Mapping[str, Records], wanted: Wanted) -> Prepared:
                     arrays[part][name] = _column(records, name)
     sources = {part: records.source for part, records in parts.items()}
     divided, how = splits.divided(arrays, sources, dict(wanted.parts))
-    images = {}
+    images, treatment = {}, wanted.treatment
+    layout = "channels-last" if treatment.files_channels_last else "channels-first"
     for name in names:
         values = divided["train"][name]
         pixels = values.dtype == np.uint8 and values.ndim == 4
-        if name in first.images or (pixels and (wanted.mean or wanted.std)):
-            images[name] = _normalize(divided, name, wanted, name in first.images, first.source)
-            said[name] |= {
-                "range": "0 to 255 becomes 0 to 1, then (x - mean) / std of each channel",
-                "scale": 1 / 255,
-                "mean": images[name][0].tolist(),
-                "std": images[name][1].tolist(),
-                "layout": "channels-last" if wanted.channels_last else "channels-first",
+        if values.ndim == 4:
+            image_inputs.lay(divided, name, treatment, name in first.images)
+        if name in first.images or (pixels and treatment.normalizes):
+            images[name] = image_inputs.normalize(divided, name, treatment, first.source)
+            said[name] |= image_inputs.contract(*images[name], treatment.uint8_input) | {
+                "layout": layout,
                 **first.notes,
             }
+        elif values.ndim == 4 and treatment.channels_last_input:
+            said[name] |= {"layout": layout}
         elif name in stacked and wanted.standardize:
             mean, deviation = _standardize(divided, name)
             said[name] |= {"mean": mean.tolist(), "std": deviation.tolist(), "from": "the training records"}
-    _check_used(wanted, names, images, stacked, first)
-    inputs = {}
+    inputs, inner = {}, {}
     for name in names:
         values = divided["train"][name]
-        inputs[name] = TensorSpec(values.shape[1:], values.dtype.name)
+        inputs[name] = inner[name] = TensorSpec(values.shape[1:], values.dtype.name)
+        if treatment.channels_last_input and values.ndim == 4:
+            inner[name] = TensorSpec((values.shape[3], *values.shape[1:3]), values.dtype.name)
+        if treatment.uint8_input and name in images:
+            inner[name] = TensorSpec(inner[name].shape)
         said[name] |= {"dtype": values.dtype.name, "shape": list(values.shape[1:])}
+    _check_used(wanted, inputs, images, stacked, first)
     left_out = [name for name in first.columns if name not in {*names, label, *sum(stacked.values(), ())}]
     sizes = {str(split): len(next(iter(found.values()))) for split, found in divided.items()}
     preprocessing = {
@@ -112,16 +119,25 @@ def prepare(parts: Mapping[str, Records], wanted: Wanted) -> Prepared:
         "left_out": left_out,
         "splits": {"drawn": how, **sizes},
     }
-    return Prepared(divided, inputs, label, classes, images, wanted.channels_last, stacked, preprocessing)
+    return Prepared(
+        divided, inputs, inner, label, classes, images, treatment.files_channels_last, stacked, preprocessing
+    )
 
 
 def _check_used(
-    wanted: Wanted, names: Iterable[str], images: Iterable[str], stacked: Iterable[str], records: Records
+    wanted: Wanted,
+    inputs: Mapping[str, TensorSpec],
+    images: Iterable[str],
+    stacked: Iterable[str],
+    records: Records,
 ) -> None:
     """Raises `DataError` for what was asked for and has nothing to be done to."""
-    said = ", ".join(names)
-    if (wanted.mean or wanted.std) and not images:
-        raise DataError(f"{records.source}: mean and std are for images of uint8, which no input is: {said}")
+    said = ", ".join(f"{name} {spec.shape} {spec.dtype}" for name, spec in inputs.items())
+    if wanted.treatment.normalizes and not images:
+        key = "uint8_input is" if wanted.treatment.uint8_input else "mean and std are"
+        raise DataError(f"{records.source}: {key} for images of uint8, which no input is: {said}")
+    if wanted.treatment.channels_last_input and all(len(spec.shape) != 3 for spec in inputs.values()):
+        raise DataError(f"{records.source}: channels_last is for images of three axes, which no input is: {said}")
     if wanted.standardize and not stacked:
         raise DataError(f"{records.source}: standardize is for columns of a table, which no input is: {said}")
     if wanted.resized and not records.images:
@@ -299,31 +315,6 @@ def _classes(records: Records, label: str, names: tuple[str, ...], fractions: bo
         last = f"to {len(names) - 1}" if names else "on"
         raise DataError(f"{records.place(record)}: {label} is {np.ravel(bad)[0]}, but classes go from 0 {last}")
     return whole
-
-
-def _normalize(
-    divided: Mapping[Split, dict[str, np.ndarray]], name: str, wanted: Wanted, decoded: bool, source: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels to [0, 1], then to the mean and deviation that the network was trained with; returns these.
-
-    Decoded images are channels-first up to here; arrays come in the layout that is wanted.
-    """
-    axis = 3 if wanted.channels_last else 1
-    num = divided["train"][name].shape[1 if decoded else axis]
-    for key, values in (("mean", wanted.mean), ("std", wanted.std)):
-        if len(values) not in (0, 1, num):
-            raise DataError(
-                f"{source}: {key} has {len(values)} values, but {name} has {num} channels; is layout right?"
-            )
-    mean = np.broadcast_to(np.array(wanted.mean or (0.0,), np.float32), num)
-    deviation = np.broadcast_to(np.array(wanted.std or (1.0,), np.float32), num)
-    shape = [1, 1, 1, 1]
-    shape[axis] = num
-    for arrays in divided.values():
-        pixels = arrays[name].transpose(0, 2, 3, 1) if decoded and wanted.channels_last else arrays[name]
-        scaled = pixels.astype(np.float32) / 255
-        arrays[name] = np.ascontiguousarray((scaled - mean.reshape(shape)) / deviation.reshape(shape))
-    return mean, deviation
 
 
 def _standardize(divided: Mapping[Split, dict[str, np.ndarray]], name: str) -> tuple[np.ndarray, np.ndarray]:

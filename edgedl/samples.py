@@ -50,7 +50,7 @@ def shown(prepared: Prepared, batch: Batch, index: int) -> str | np.ndarray:
         if name in prepared.images:
             mean, deviation = prepared.images[name]
             channels_last = values if prepared.channels_last else values.transpose(1, 2, 0)
-            return _picture(channels_last * deviation + mean)
+            return _picture(channels_last / 255 if spec.dtype == "uint8" else channels_last * deviation + mean)
         if len(spec.shape) == 3 and spec.dtype == "uint8" and 1 in (len(values), values.shape[2]):
             return np.ascontiguousarray(values.reshape(values.shape[1:] if len(values) == 1 else values.shape[:2]))
         if len(spec.shape) == 3 and spec.dtype == "uint8" and 3 in (len(values), values.shape[2]):

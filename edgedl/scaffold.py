@@ -60,6 +60,7 @@ description = "My own network on my own data."
 seed = 0
 
 # Where the data is and what it is judged by (accuracy, rmse, mae, r2, auroc, miou, or "package.module:function").
+# Images: size, mean and std; uint8_input = true and channels_last = true for files that take them as cameras give them.
 {task}
 
 # What builds the network. Weights that you have: weights = "my_weights.safetensors".

@@ -76,7 +76,7 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
     A step whose key is found among the runs under `root` takes its weights from there, unless `fresh`.
     """
     training.seed(recipe.seed)
-    model = Model(net=recipe.model.build(recipe.task).eval())
+    model = Model(net=recipe.model.built(recipe.task).eval())
     _check_graphs(recipe, model.net)
     begun = own.digest(model.net)
     variants: list[Variant] = []
@@ -137,7 +137,7 @@ def stage_key(recipe: Recipe, index: int, begun: str = "") -> str:
 
 
 def _reused(model: Model, index: int, recipe: Recipe, weights: Path) -> Model:
-    step, net = recipe.steps[index], recipe.network_after(index).build(recipe.task)
+    step, net = recipe.steps[index], recipe.network_after(index).built(recipe.task)
     with progress.stage(step.label, 1) as advance:
         runs.load_weights(net, weights)
         advance(1, f"taken from {weights.parents[2]}")

@@ -48,7 +48,7 @@ def _try(network: Network, task: Task, batch: Tensors) -> None:
     from edgedl import graphs
 
     try:
-        net = network.build(task).eval()
+        net = network.built(task).eval()
     except AttributeError as error:
         if error.obj is not task:
             raise

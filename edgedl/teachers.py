@@ -56,7 +56,7 @@ def answers_over(network: Network, task: Task, arrays: Mapping[Split, Batch]) ->
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of one without weights, the first ones: the same every time
-        session = TorchSession(network.build(task), task)
+        session = TorchSession(network.built(task), task)
     size, found = measure.batch_size(session), dict[Split, Batch]()
     for split, whole in arrays.items():
         answers = [session.run(batch) for batch in _parts(whole, size)]
@@ -109,7 +109,7 @@ def load(name: str, task: Task) -> Teacher:
     if why := suitability.why_unsuited(network, task):
         learned = made["task"]["use"]
         raise UsageError(f"{file}: model {network.label}, of task {learned}, does not suit task {task.use}: {why}")
-    net = network.build(task)
+    net = network.built(task)
     try:
         structure.reshape(net, made["shapes"])
         net.load_state_dict(load_file(file))

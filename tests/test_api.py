@@ -207,7 +207,7 @@ def test_a_notebook_shows_what_is_done_and_what_came_of_it(tmp_path):
     ("changed", "said"),
     [
         ({"data": None}, "there is no data"),
-        ({"task": "digits"}, "data, label and metric say what to judge by, and so does task"),
+        ({"task": "digits"}, "data, label, metric and images say what to judge by"),
         ({"model": 3}, "model is a int: give a torch.nn.Module"),
         ({"model": "my_model"}, "is no network; there are: package.module:name"),
         ({"steps": [{"use": "prune", "ratoi": 0.5}]}, r"steps\[0\].ratoi: unknown key; did you mean ratio"),

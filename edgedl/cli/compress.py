@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 REFUSED = 3
 FAILED = 1
 OWN = "Your own network"
+OF_IMAGES = ("size", "mean", "std", "uint8_input", "channels_last")
+IMAGES = "Images among your data"
 
 
 def compress(
@@ -48,6 +50,34 @@ def compress(
     metric: Annotated[
         str | None, typer.Option(help="What to judge by; by default the label's type tells.", rich_help_panel=OWN)
     ] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Resize image files to this height and width.", rich_help_panel=IMAGES),
+    ] = None,
+    mean: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="What the network takes off pixels from 0 to 1; give it once, or once a channel.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = None,
+    std: Annotated[
+        list[float] | None, typer.Option(help="What it then divides by, likewise.", rich_help_panel=IMAGES)
+    ] = None,
+    uint8_input: Annotated[
+        bool,
+        typer.Option(
+            "--uint8-input", help="Files take pixels from 0 to 255, and do all this themselves.", rich_help_panel=IMAGES
+        ),
+    ] = False,
+    channels_last: Annotated[
+        bool,
+        typer.Option(
+            "--channels-last",
+            help="Files take (height, width, channels), as phones have it, of a network that takes channels first.",
+            rich_help_panel=IMAGES,
+        ),
+    ] = False,
     epochs: Annotated[int | None, typer.Option(help="First train it for so many epochs.", rich_help_panel=OWN)] = None,
     int8: Annotated[
         bool,
@@ -81,6 +111,8 @@ def compress(
 
     own = {
         **{"--weights": weights, "--data": data, "--label": label, "--metric": metric, "--epochs": epochs},
+        **{"--size": size, "--mean": mean, "--std": std},
+        **{"--uint8-input": uint8_input, "--channels-last": channels_last},
         **{"--int8": int8, "--fp16": fp16, "--prune": prune, "--target": target, "--score-drop": score_drop},
     }
     if recipe is not None:
@@ -133,6 +165,7 @@ def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:
     if options["--prune"] is not None:
         steps.append({"use": "prune", "ratio": options["--prune"]})
     steps.append({"use": "quantize", "precision": "fp16" if options["--fp16"] else "int8"})
+    images = {option: options[f"--{option.replace('_', '-')}"] for option in OF_IMAGES}
     drop = options["--score-drop"]
     return own_recipe.make(
         model,
@@ -140,6 +173,7 @@ def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:
         weights=options["--weights"],
         label=options["--label"],
         metric=options["--metric"],
+        images={key: value for key, value in images.items() if value},
         steps=steps,
         targets=options["--target"] or own_recipe.TARGETS,
         limits=None if drop is None else {"score_drop": drop},

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, QUANTIZE_WEIGHT
 from edgedl.quantize.operators import OPERATORS, Role
-from edgedl.quantize.quantizer import is_float, layer_of
+from edgedl.quantize.quantizer import enters, is_float, layer_of
 
 GRIDS = (QUANTIZE, DEQUANTIZE, QUANTIZE_WEIGHT, DEQUANTIZE_WEIGHT)
 HEAVY = (Role.WEIGHTED, Role.MULTIPLIES, Role.LOOKS_UP)
@@ -79,7 +79,7 @@ def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:
         if node.target not in (DEQUANTIZE, DEQUANTIZE_WEIGHT):
             continue
         source = _origin(node)
-        in_float = source in floats or source.op in ("placeholder", "get_attr")
+        in_float = source in floats or source.op in ("placeholder", "get_attr") or enters(source)
         for user in list(node.users):
             follows = user in floats or (user.op == "output" and source in floats)
             if in_float and follows:

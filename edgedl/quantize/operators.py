@@ -118,5 +118,9 @@ and no such GRU: in the form int8 dynamic, too, that computes in float, with wei
 RECURRENT_PARAMETERS = 2
 """The position of the list of weights and biases among the arguments of both."""
 
+TO_NUMBERS = "aten._to_copy.default"
+"""What makes floating numbers of others. Of images of uint8 it is taken, and so is what is done to these before
+anything else (`quantizer.enters`): it stays in float, as the pixels of other networks are normalized in float."""
+
 ELEMENTWISE = {"aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"}
 """Operators of two values, of which one may be a constant or a number."""

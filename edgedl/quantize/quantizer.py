@@ -21,7 +21,8 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from edgedl import loops
 from edgedl.core import UnsupportedOperator
 from edgedl.quantize.calibrators import CALIBRATORS, SATURATING, Histogram, mse
-from edgedl.quantize.operators import ELEMENTWISE, OPERATORS, Operator, Role
+from edgedl.quantize.folding import FILLS, attribute
+from edgedl.quantize.operators import ELEMENTWISE, OPERATORS, TO_NUMBERS, Operator, Role
 from edgedl.quantize.schemes import Scheme
 from edgedl.recurrent import cell_call
 
@@ -55,8 +56,12 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in model.graph.nodes:
-            if node.op == "call_function" and is_float(node):
+            if node.op != "call_function" or not is_float(node):
+                continue
+            if not enters(node):
                 self._annotate(node, operator_of(node))
+            elif (step := pixel_step(model, node)) and not self.scheme.symmetric_activations:
+                self.grids[node] = self._bounded(0, 256 * step)  # a code a pixel: nothing is lost
         _share_between_steps(model)
         return model
 
@@ -267,6 +272,37 @@ def operator_of(node: Node) -> Operator:
     if name not in OPERATORS:
         raise UnsupportedOperator(name, layer_of(node))
     return OPERATORS[name]
+
+
+def enters(value: Node) -> bool:
+    """Whether a value is an image of uint8 as numbers, with nothing done to it but constants added and multiplied in,
+    and its elements moved. There is no grid before it, and behind it that of the network's input.
+    """
+    kind = str(value.target)
+    if kind == TO_NUMBERS:
+        (source,) = value.all_input_nodes
+        return bool(source.meta["val"].dtype == torch.uint8)
+    if kind in ELEMENTWISE:
+        left, right = value.args[:2]
+        return isinstance(right, Node) and right.op == "get_attr" and isinstance(left, Node) and enters(left)
+    operator = OPERATORS.get(kind)
+    return operator is not None and operator.role is Role.MOVES and all(map(enters, value.all_input_nodes))
+
+
+def pixel_step(graph: GraphModule, value: Node) -> float | None:
+    """What the step from one pixel value to the next has become in one that `enters`; None where channels have steps
+    of their own, or zero has not stayed zero.
+    """
+    if str(value.target) == TO_NUMBERS:
+        return 1.0
+    source = cast("Node", value.args[0])
+    if OPERATORS[str(value.target)].role is Role.MOVES:
+        return pixel_step(graph, source) if str(value.target) not in FILLS else None
+    factor = attribute(graph, str(cast("Node", value.args[1]).target))
+    if str(value.target) != "aten.mul.Tensor" or factor.numel() != 1 or factor <= 0:
+        return None
+    step = pixel_step(graph, source)
+    return None if step is None else step * float(factor)
 
 
 def _is_given(value: Node) -> bool:

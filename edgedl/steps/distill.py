@@ -80,7 +80,7 @@ class Distill(LearningStep):
             assert model.teacher is not None
             teacher = teachers.of_network(model.teacher, task)
         if self.student is not None:
-            model = replace(model, net=self.student.build(task).eval())
+            model = replace(model, net=self.student.built(task).eval())
         _check_outputs(model.net, teacher, task)
         paths: Paths = []
         if not self.features + self.attention + self.relational:

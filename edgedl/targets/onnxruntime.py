@@ -78,6 +78,7 @@ def _store(file: Path, precision: str) -> None:
 
     if precision in STATIC_FORMS:
         onnx_forms.use_unsigned_activations(file)
+        onnx_forms.take_pixels_as_codes(file)
     if precision == "int8 dynamic":
         onnx_forms.scale_at_run_time(file)
     if precision == "int4 weights":

@@ -84,10 +84,38 @@ def _stored(content: bytes, precision: str) -> bytes:
         _store_in_half(graph)
     if precision in STATIC_FORMS:
         _compute_in_float(graph, "GELU")
-    elif precision == "fp32":
+    if not _dequantize_images(graph) and precision == "fp32":
         return content
     graph.drop_unused()
     return graph.pack()
+
+
+def _dequantize_images(graph: Flatbuffer) -> bool:
+    """Makes numbers of images of uint8 by XNNPACK, which has a kernel for dequantization and none for conversion.
+
+    A number that all of an image is multiplied by is the scale of that. Returns whether there are any.
+    """
+    import numpy as np
+
+    makers = {int(operator.outputs[0]): operator for operator in graph.operators}
+    found = False
+    for operator in [operator for operator in graph.operators if graph.kind(operator) == "CAST"]:
+        source, result = int(operator.inputs[0]), int(operator.outputs[0])
+        if source in makers or (graph.type_name(source), graph.type_name(result)) != ("UINT8", "FLOAT32"):
+            continue
+        scale, users = np.ones(1, np.float32), [user for user in graph.operators if result in map(int, user.inputs)]
+        if len(users) == 1 and graph.kind(users[0]) == "MUL" and int(users[0].inputs[0]) == result:
+            factor = np.frombuffer(graph.constant(graph.tensors[users[0].inputs[1]]), np.float32)
+            if factor.size == 1 and factor[0] > 0:
+                scale, result = factor, int(users[0].outputs[0])
+                graph.operators = [other for other in graph.operators if other is not users[0]]
+        grid = graph.schema.QuantizationParametersT()
+        grid.scale, grid.zeroPoint = scale, np.zeros(1, np.int64)
+        graph.tensors[source].quantization = grid
+        made = graph.operator("DEQUANTIZE", [source], [result], version=2)
+        graph.operators = [made if other is operator else other for other in graph.operators]
+        found = True
+    return found
 
 
 def _scale_at_run_time(graph: Flatbuffer) -> None:

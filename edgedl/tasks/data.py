@@ -33,11 +33,13 @@ from edgedl.core import (
     UsageError,
 )
 from edgedl.data_images import Reading
+from edgedl.image_inputs import Treatment
 from edgedl.prepared import Prepared, Wanted, prepare
 from edgedl.records import Records
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 T = TypeVar("T")
 TAUGHT = "taught:"
@@ -85,7 +87,9 @@ class Data(Task):
     it all but the `label`; single numbers of a table are one input together, `features`, made of `columns` where these
     are named, and of mean 0 and deviation 1 with `standardize`. Labels that are text are classes in the order of their
     names. Images are resized to `size`, [height, width], put between 0 and 1, then less `mean` and divided by `std`,
-    as is uint8 of four axes where these are given. All data is held in memory, 8 GiB of it at most.
+    as is uint8 of four axes where these are given; `layout` says how they lie in arrays. With `uint8_input`, files take
+    images of uint8 as they are and do that themselves; with `channels_last`, they take images so of a network that
+    takes channels first. All data is held in memory, 8 GiB of it at most.
 
     A named `metric` looks at the first output; (outputs, batch) -> float can be one's own, package.module:function, and
     the `loss` is such a function or what goes with the metric, or the labels. Without labels it is agreement with the
@@ -111,7 +115,10 @@ class Data(Task):
     mean: tuple[float, ...] = ()
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     layout: Literal["channels-first", "channels-last"] = "channels-first"
+    uint8_input: bool = False
+    channels_last: bool = False
 
+    _is_inner: bool = PrivateAttr(default=False)
     _given: _Given = PrivateAttr(default_factory=_Given)
 
     @classmethod
@@ -176,7 +183,27 @@ class Data(Task):
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._prepared.inputs
+        return self._prepared.inner if self._is_inner else self._prepared.inputs
+
+    @property
+    def inner(self) -> Data:
+        inner = self.model_copy()
+        inner._is_inner = True
+        return inner
+
+    def around(self, net: nn.Module) -> nn.Module:
+        """Raises `DataError`."""
+        if not (self.uint8_input or self.channels_last):
+            return net
+        from edgedl.entrance import Entrance, image
+
+        found, images = self._prepared, {}
+        for index, (name, spec) in enumerate(found.inputs.items()):
+            normalization = found.images.get(name) if self.uint8_input else None
+            turned = self.channels_last and len(spec.shape) == 3
+            if normalization is not None or turned:
+                images[index] = image(spec.shape, normalization, found.channels_last, turned)
+        return Entrance(net, images)
 
     @property
     def label_array(self) -> str | None:
@@ -357,9 +384,9 @@ class Data(Task):
             kind="any" if ":" in name else metrics.KINDS.get(name, "none"),
             others=":" in name or self.loss_name is not None,
             standardize=self.standardize,
-            mean=self.mean,
-            std=self.std,
-            channels_last=self.layout == "channels-last",
+            treatment=Treatment(
+                self.mean, self.std, self.layout == "channels-last", self.uint8_input, self.channels_last
+            ),
             resized=self.size is not None,
             parts=tuple(self.splits.model_dump(exclude_none=True).items()),
         )
