@@ -283,6 +283,8 @@ def _made(name: str, given: Mapping[str, Any], shape: torch.Size | None) -> Any:
         return norm(shape[0], eps=given["eps"], momentum=given["momentum"])
     if shape is not None and name == "layer_norm":
         return nn.LayerNorm(tuple(shape), eps=given["eps"], bias=bias)
+    if shape is not None and name == "rms_norm":
+        return nn.RMSNorm(tuple(shape), eps=given["eps"])
     if shape is not None and name == "group_norm":
         return nn.GroupNorm(given["num_groups"], shape[0], eps=given["eps"])
     if shape is not None and name == "embedding":

@@ -66,8 +66,10 @@ def test_a_query_that_something_else_needs_is_scaled_by_itself():
         nn.Sequential(nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 4)),
         nn.Sequential(nn.LayerNorm((5, 8)), nn.Linear(8, 4)),
         nn.Sequential(nn.LayerNorm(8, bias=False), nn.Linear(8, 4, bias=False)),
+        nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 4)),
+        nn.Sequential(nn.RMSNorm(8, elementwise_affine=False), nn.Linear(8, 4)),
     ],
-    ids=["no dense layer behind", "nothing to fold", "two dimensions", "no offsets"],
+    ids=["no dense layer behind", "nothing to fold", "two dimensions", "no offsets", "roots", "only roots"],
 )
 def test_other_norms_compute_the_same(net):
     for value in net.parameters():

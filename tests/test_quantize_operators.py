@@ -82,7 +82,11 @@ ALONE = {
     "aten.gelu.default": (between(nn.GELU()), IMAGE),
     "aten.hardswish.default": (between(nn.Hardswish()), IMAGE),
     "aten.hardsigmoid.default": (between(nn.Hardsigmoid()), IMAGE),
+    "aten.sqrt.default": (Apply(lambda x: torch.sqrt(x * x + 0.3)), IMAGE),
+    "aten.rsqrt.default": (Apply(lambda x: torch.rsqrt(x * x + 0.3)), IMAGE),
+    "aten.linalg_vector_norm.default": (Apply(lambda x: x * torch.norm(x, dim=(2, 3), keepdim=True)), IMAGE),
     "aten.layer_norm.default": (nn.LayerNorm(20), SEQUENCE),
+    "aten.rms_norm.default": (nn.RMSNorm(20), SEQUENCE),
     "aten.group_norm.default": (between(nn.GroupNorm(2, 8), nn.InstanceNorm2d(8)), IMAGE),
     "aten.max_pool1d.default": (nn.MaxPool1d(2), SEQUENCE),
     "aten.max_pool2d.default": (nn.MaxPool2d(2), IMAGE),
@@ -108,7 +112,7 @@ ALONE = {
 }
 
 
-IN_FLOAT = {"aten.layer_norm.default", "aten.group_norm.default"}
+IN_FLOAT = {"aten.layer_norm.default", "aten.rms_norm.default", "aten.group_norm.default"}
 """Computed in float between two grids: sums in another order may tip a value over. So may LiteRT's softmax, which looks
 exponentials up in a table of its own making."""
 CLAMPS = {"aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"}

@@ -57,12 +57,36 @@ class Transposed(nn.Module):
         return 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.04 * torch.pow(x, 3.0)))) + x**2
 
 
+class RootMeanSquare(nn.Module):
+    """A norm as libraries write it, and the dense layer behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.dense = nn.Parameter(torch.rand(20) + 0.5), nn.Linear(20, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+        y: torch.Tensor = self.dense(self.factor * (x * inverse).to(x.dtype))
+        return y
+
+
+class Heads(nn.Module):
+    """Attention in Einstein's notation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.reshape(-1, 20, 2, 4)
+        scores = torch.einsum("bqhd,bkhd->bhqk", heads, heads)
+        return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), heads)
+
+
 torch.manual_seed(0)
 NETWORKS = {
     "a mask that masks": (Masked(masks=True), (8, 20)),
     "a mask that masks nothing": (Masked(masks=False), (8, 20)),
     "a grid of positions": (Grids(), (8, 5, 5)),
     "a transposed dense layer": (Transposed(), (24,)),
+    "a norm by steps": (RootMeanSquare(), (8, 20)),
+    "Einstein's notation": (Heads(), (8, 20)),
     "padding by itself": (nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(8, 4, 3, padding=1)), (8, 10, 10)),
     "padding on one side": (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 4, 3, stride=2)), (8, 10, 10)),
     "padding with ones": (nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(8, 4, 3)), (8, 10, 10)),
@@ -84,6 +108,8 @@ def test_the_rewritten_network_computes_the_same_in_operators_of_the_table(name)
             torch.testing.assert_close(found, net(x), rtol=1e-4, atol=1e-4)  # float32 sums in another order
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     assert set(targets) - {"aten.sym_size.int"} <= set(OPERATORS)
+    if name == "a norm by steps":  # the steps between are no values of the graph
+        assert targets == ["aten.rms_norm.default", "aten.linear.default"]
     if name == "padding by itself":
         assert "aten.pad.default" not in targets
     if name == "a mask that masks nothing":

@@ -1,7 +1,7 @@
 """Factors of an exported graph, multiplied into the weights beside them.
 
-A batch norm goes into the convolution or dense layer before it, the factors and offsets of a layer norm into the dense
-layers behind it, and a single number, such as what attention scales by, into the layer before it.
+A batch norm goes into the convolution or dense layer before it, the factors and offsets of layer and RMS norms into the
+dense layers behind them, and a single number, such as what attention scales by, into the layer before it.
 Source of batch norm folding: B. Jacob et al., Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference, CVPR 2018.
 """
@@ -157,21 +157,23 @@ def _stand_alone(graph: GraphModule, norm: Node) -> None:
 
 
 def fold_factors(graph: GraphModule) -> None:
-    """Folds layer norms' factors and offsets and products with a single number, in place, where layers can take them.
+    """Folds factors and offsets of norms and products with a single number, in place, where layers can take them.
 
     Runtimes do so themselves in float networks; between the nodes of a quantized one they don't find them.
     """
     for node in list(graph.graph.nodes):
-        if str(node.target) == "aten.layer_norm.default":
-            _fold_layer_norm(graph, node)
+        if str(node.target) in (LAYER_NORM, RMS_NORM):
+            _fold_norm(graph, node)
         elif str(node.target) == "aten.mul.Tensor":
             _fold_number(graph, node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
 
-def _fold_layer_norm(graph: GraphModule, norm: Node) -> None:
-    source, shape, scale, shift, *rest = cast("list[Any]", [*norm.args, None, None][: max(4, len(norm.args))])
+def _fold_norm(graph: GraphModule, norm: Node) -> None:
+    num_given = 2 if str(norm.target) == LAYER_NORM else 1
+    source, shape, *rest = cast("Any", norm.args)
+    scale, shift = [*rest[:num_given], None, None][:2]
     layers = list(norm.users)
     fits = len(shape) == 1 and all(
         str(layer.target) == "aten.linear.default" and layer.args[0] is norm and _has_constants(layer)
@@ -185,7 +187,11 @@ def _fold_layer_norm(graph: GraphModule, norm: Node) -> None:
         if offset is not None:
             bias = weight @ offset if bias is None else bias + weight @ offset
         _replace_constants(graph, layer, weight if factor is None else weight * factor, bias)
-    norm.args = (source, shape, None, None, *rest)
+    norm.args = (source, shape, *[None] * num_given, *rest[num_given:])
+
+
+LAYER_NORM, RMS_NORM = "aten.layer_norm.default", "aten.rms_norm.default"
+"""The first has a factor and an offset for each feature, the second a factor alone."""
 
 
 def _fold_number(graph: GraphModule, product: Node) -> None:

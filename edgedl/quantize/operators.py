@@ -81,7 +81,11 @@ OPERATORS: dict[str, Operator] = {
     "aten.gelu.default": _UNARY,
     "aten.hardswish.default": _UNARY,
     "aten.hardsigmoid.default": Operator(Role.COMPUTES, bounds=(0, 1)),
+    "aten.sqrt.default": _UNARY,
+    "aten.rsqrt.default": _UNARY,
+    "aten.linalg_vector_norm.default": _UNARY,
     "aten.layer_norm.default": _UNARY,
+    "aten.rms_norm.default": _UNARY,
     "aten.group_norm.default": _UNARY,
     # Moving or selecting.
     "aten.maximum.default": Operator(Role.MOVES, inputs=(0, 1)),

@@ -27,6 +27,7 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     _fold_per_sample(graph)
     _restore_batch_norms(graph)
     _drop_flattening(graph)
+    _join_rms_norms(graph)
     _lift_numbers(graph)
     _join_pads(graph)
     graph.graph.eliminate_dead_code()
@@ -170,6 +171,26 @@ def _dense(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, beta: f
     return torch.nn.functional.linear(x, weight.t(), bias) if beta == alpha == 1 and bias.ndim == 1 else NotImplemented
 
 
+def _einsum(equation: str, operands: Sequence[torch.Tensor], path: Sequence[int] | None = None) -> Any:
+    """A product of matrices in a batch; other sums over indices stay as they are."""
+    terms, _, result = equation.replace(" ", "").partition("->")
+    left, _, right = terms.partition(",")
+    batch = [index for index in result if index in left and index in right]
+    sides = [[index for index in side if index not in batch] for side in (left, right, result)]
+    rows, columns = ([index for index in sides[2] if index in side] for side in (left, right))
+    summed = [index for index in sides[0] if index in right]
+    is_product = len(rows) == len(columns) == len(summed) == 1 and len(operands) == 2
+    if not is_product or [len(side) for side in sides] != [2, 2, 2] or not (left + right + result).isalpha():
+        return NotImplemented
+    wanted = ((left, batch + rows + summed), (right, batch + summed + columns))
+    matrices = [
+        operand.permute([indices.index(index) for index in order])
+        for operand, (indices, order) in zip(operands, wanted, strict=True)
+    ]
+    made = batch + rows + columns
+    return torch.matmul(*matrices).permute([made.index(index) for index in result])
+
+
 def _power(x: torch.Tensor, exponent: float) -> Any:
     """Whole powers as products."""
     if exponent == 2:
@@ -214,6 +235,7 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.instance_norm.default: _instance_norm,
     aten.rsub.Scalar: _reversed_difference,
     aten.addmm.default: _dense,
+    aten.einsum.default: _einsum,
     aten.pow.Tensor_Scalar: _power,
 }
 
@@ -384,6 +406,51 @@ def _drop_flattening(graph: GraphModule) -> None:
             node.meta["val"] = users[0].meta["val"]
             for user in users:
                 user.replace_all_uses_with(node)
+
+
+def _join_rms_norms(graph: GraphModule) -> None:
+    """Makes one node of a product with the inverse root of a mean of squares, and of the factor behind it.
+
+    Squares span twice as many powers of two as what they are made of: none of the steps between fits into 8 bits.
+    """
+    for node in list(graph.graph.nodes):
+        if str(node.target) == "aten.mul.Tensor" and (found := _inverse_root_mean_square(node)) is not None:
+            source, epsilon = found
+            factor, last = _factor_behind(graph, node)
+            with graph.graph.inserting_before(last):
+                args = (source, [source.meta["val"].shape[-1]], factor, epsilon)
+                made = graph.graph.call_function(aten.rms_norm.default, args)
+            made.meta = dict(node.meta)
+            last.replace_all_uses_with(made)
+
+
+def _inverse_root_mean_square(product: Node) -> tuple[Node, float] | None:
+    """x and epsilon of x * rsqrt(mean(x * x) + epsilon) over the last dimension; None for other products."""
+    for source, root in (product.args[:2], product.args[1::-1]):
+        if not isinstance(source, Node) or not isinstance(root, Node) or str(root.target) != "aten.rsqrt.default":
+            continue
+        total = cast("Node", root.args[0])
+        if str(total.target) != "aten.add.Tensor" or not isinstance(total.args[1], int | float) or total.kwargs:
+            continue
+        mean = cast("Node", total.args[0])
+        if not isinstance(mean, Node) or str(mean.target) != "aten.mean.dim" or len(mean.args) < 3 or mean.kwargs:
+            continue
+        square, last = cast("Node", mean.args[0]), source.meta["val"].ndim - 1
+        is_over_last = mean.args[1] in ([-1], [last]) and bool(mean.args[2])
+        if is_over_last and str(square.target) == "aten.mul.Tensor" and square.args[:2] == (source, source):
+            return source, float(total.args[1])
+    return None
+
+
+def _factor_behind(graph: GraphModule, norm: Node) -> tuple[Node | None, Node]:
+    """The constant for each feature that a result is multiplied by, if that is all it is for, and the last node."""
+    users = list(norm.users)
+    if len(users) == 1 and str(users[0].target) == "aten.mul.Tensor":
+        for factor in users[0].all_input_nodes:
+            features = norm.meta["val"].shape[-1:]
+            if factor.op == "get_attr" and attribute(graph, str(factor.target)).shape == features:
+                return factor, users[0]
+    return None, norm
 
 
 def _lift_numbers(graph: GraphModule) -> None:

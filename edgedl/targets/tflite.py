@@ -83,7 +83,7 @@ def _stored(content: bytes, precision: str) -> bytes:
     if precision in ("fp16", "mixed"):
         _store_in_half(graph)
     if precision in STATIC_FORMS:
-        _compute_in_float(graph, "GELU")
+        _compute_in_float(graph, ("GELU", "SQRT", "RSQRT"))
     if not _dequantize_images(graph) and precision == "fp32":
         return content
     graph.drop_unused()
@@ -147,7 +147,7 @@ def _pack_four_bits(graph: Flatbuffer) -> None:
             tensor.type = graph.schema.TensorType.INT4
 
 
-def _compute_in_float(graph: Flatbuffer, kind: str) -> None:
+def _compute_in_float(graph: Flatbuffer, kinds: tuple[str, ...]) -> None:
     """Puts operators that XNNPACK has no int8 kernel for between grids, in float, so that it can keep them."""
     types, operators = graph.schema.TensorType, []
 
@@ -158,7 +158,7 @@ def _compute_in_float(graph: Flatbuffer, kind: str) -> None:
         return len(graph.tensors) - 1
 
     for operator in graph.operators:
-        if graph.kind(operator) != kind or graph.tensors[operator.inputs[0]].type != types.INT8:
+        if graph.kind(operator) not in kinds or graph.tensors[operator.inputs[0]].type != types.INT8:
             operators.append(operator)
             continue
         (source,), (result,) = map(list, (operator.inputs, operator.outputs))
