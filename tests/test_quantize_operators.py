@@ -14,9 +14,10 @@ from torch import nn
 from edgedl import ladder, measure, plugins, stats
 from edgedl.core import Model, Target, Task, UnsupportedOperator
 from edgedl.engine import build_engine
+from edgedl.flatbuffer import Flatbuffer
 from edgedl.quantize.operators import OPERATORS
 from edgedl.quantize.schemes import AFFINE, LITERT, SYMMETRIC
-from edgedl.quantize.simulate import Quantization, export_graph, simulate
+from edgedl.quantize.simulate import Quantization, activation_observers, export_graph, prepare, simulate
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise, Residual
 
@@ -124,9 +125,9 @@ def quantized(net: nn.Module, task: Task) -> Model:
     return Model(net=net.eval(), quantization=Quantization(net, task, "min-max"))
 
 
-def deployed(net: nn.Module, task: Task, target: Target, folder: Path) -> ladder.Climb:
+def deployed(net: nn.Module, task: Task, target: Target, folder: Path, model: Model | None = None) -> ladder.Climb:
     """The ladder of an int8 network on a target."""
-    model = quantized(net, task)
+    model = model or quantized(net, task)
     artifact = target.build(model, task, folder, batch_size=1)
     session = target.open(artifact.file)
     reference = measure.evaluate(TorchSession(net, task), task, "test")
@@ -230,6 +231,39 @@ def networks(draw) -> nn.Sequential:
 def test_random_networks_bit_for_bit(net, use, tmp_path_factory):
     climb = deployed(net, Noise(shape=IMAGE), target_of(use), tmp_path_factory.mktemp("net"))
     assert_repeats(climb)
+
+
+@pytest.mark.parametrize("zero_point", [0, 3])
+@pytest.mark.parametrize("shape", [(8, 20), (3, 8, 20)], ids=["one matrix", "several"])
+@pytest.mark.parametrize("step", [2.0**-3, 1.999**-3])
+def test_products_of_matrices_go_to_kernels_that_round_apart(step, shape, zero_point, tmp_path):
+    """On grids that put results exactly between two codes, where XNNPACK takes a zero point of 0 and no other."""
+    net, task = Apply(lambda a, b: torch.matmul(a.transpose(-2, -1), b)), Noise(shape=shape, num_inputs=2)
+    prepared, _ = prepare(net.eval(), task, AFFINE, trained=True)
+    chosen = [(2.0**-5, -4), (2.0**-5, zero_point), (step, 5)]
+    grids = dict(zip(activation_observers(prepared), chosen, strict=True))
+    model = Model(net=net, quantization=Quantization(net, task, grids={"affine": grids}))
+    for use in ("tflite", "onnxruntime"):
+        assert_repeats(deployed(net, task, target_of(use), tmp_path, model))
+
+
+NO_INT8 = {
+    "GELU": nn.GELU(),
+    "HARD_SWISH": nn.Hardswish(),
+    "SQRT": Apply(lambda x: torch.sqrt(x * x + 0.3)),
+    "RSQRT": Apply(lambda x: torch.rsqrt(x * x + 0.3)),
+}
+
+
+@pytest.mark.parametrize("kind", NO_INT8)
+def test_what_xnnpack_has_no_int8_kernel_for_is_computed_in_float(kind, tmp_path):
+    task = Noise(shape=IMAGE)
+    artifact = target_of("tflite").build(quantized(between(NO_INT8[kind]), task), task, tmp_path, batch_size=1)
+    graph = Flatbuffer.read(artifact.file)
+    assert graph is not None
+    types = {graph.kind(operator): graph.tensors[operator.outputs[0]].type for operator in graph.operators}
+    assert types[kind] == graph.schema.TensorType.FLOAT32
+    assert types["CONV_2D"] == graph.schema.TensorType.INT8
 
 
 def test_two_inputs_and_shared_values(tmp_path):

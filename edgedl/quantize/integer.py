@@ -54,16 +54,19 @@ def _added(given: Operands) -> torch.Tensor:
 
 
 def _multiplied(given: Operands) -> torch.Tensor:
-    """LiteRT's product of two computed matrices: rounded once to the multiplier's bits, and once more to codes.
+    """LiteRT's product of two computed matrices: rounded to the multiplier's bits, ties upwards, and then to codes.
 
-    One matrix a sample runs as a dense layer in a file of batch size 1, which rounds ties upwards; several run as
-    a batch, which rounds them away from zero.
+    One matrix a sample runs as a dense layer in a file of batch size 1, which again rounds ties upwards; several run
+    as a batch, which rounds them away from zero. A batch whose right side has the zero point 0 goes to XNNPACK, which
+    rounds as it does everywhere.
     """
     mantissa, exponent = np.frexp(np.float64(given.scales[0]) * np.float64(given.scales[1]) / np.float64(given.scale))
     sums: torch.Tensor = cast("Any", given.node.target)(*given.values)
+    if given.zero_points[1] == 0 and sums.shape[1:-2].numel() > 1:
+        return torch.round(sums.float() * torch.tensor(given.scales[0] * given.scales[1] / given.scale)).double()
     if exponent > 0:
-        return torch.round(sums * float(np.ldexp(mantissa, exponent)))
-    rounded: torch.Tensor = torch.round(sums * float(mantissa)) * 2.0 ** float(exponent)
+        return torch.floor(sums * float(np.ldexp(mantissa, exponent)) + 0.5)
+    rounded: torch.Tensor = torch.floor(sums * float(mantissa) + 0.5) * 2.0 ** float(exponent)
     if sums.shape[1:-2].numel() == 1:
         return torch.floor(rounded + 0.5)
     return rounded.sign() * torch.floor(rounded.abs() + 0.5)
