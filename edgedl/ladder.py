@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ HALF_AGREEMENT_DB = 40.0
 large as the form's own, so none can be nearer to a simulation. Sound files reach 50 dB and more."""
 ROUNDING_DB = 100.0
 """Float arithmetic in another order agrees to 120 dB and more; what is below has a code in it that tipped over."""
+RECOGNIZED_DB = 20.0
+"""Values that agree less than that are hardly those of one tensor in one order."""
 MIN_SAME_DECISIONS = 0.99
 
 
@@ -174,28 +176,40 @@ def first_divergence(
     """The first simulated value that no deployed tensor repeats: to the step if int8, to `needed_db` if float.
 
     A value is looked for among the tensors of its size in either layout, since exporters rename
-    tensors and move channels last. None if all are found, or if the runtime shows none.
+    tensors and move channels last; one that is like none of them is looked for in any order. None if all are found,
+    or if the runtime shows none.
     """
     if not deployed:
         return None
     for wanted in simulated:
-        best: Divergence | None = None
-        for candidate in deployed:
-            if candidate.values.size != wanted.values.size:
-                continue
-            for values in _layouts(wanted.values):
-                found = candidate.values.reshape(-1)
-                steps = None
-                if wanted.scale is not None:
-                    steps = int(np.rint(np.abs(found - values).max() / wanted.scale))
-                ratio = stats.sqnr_db(values, found)
-                if best is None or ratio > best.sqnr_db:
-                    best = Divergence(wanted.layer, ratio, steps, candidate.layer)
+        best = _nearest(wanted, deployed, _layouts)
+        if best is not None and best.sqnr_db < RECOGNIZED_DB:
+            best = _nearest(wanted, deployed, _sorted)
         if best is None:
             return Divergence(wanted.layer, -stats.EXACT_DB, None, "no tensor of that size")
         if best.max_steps or (best.max_steps is None and best.sqnr_db < needed_db):
             return best
     return None
+
+
+def _nearest(
+    wanted: Activation,
+    deployed: Sequence[Activation],
+    orders: Callable[[np.ndarray, np.ndarray], list[tuple[np.ndarray, np.ndarray]]],
+) -> Divergence | None:
+    """How far the tensor that is most like a simulated value is from it; None if none has its size."""
+    best: Divergence | None = None
+    for candidate in deployed:
+        if candidate.values.size != wanted.values.size:
+            continue
+        for values, found in orders(wanted.values, candidate.values):
+            steps = None
+            if wanted.scale is not None:
+                steps = int(np.rint(np.abs(found - values).max() / wanted.scale))
+            ratio = stats.sqnr_db(values, found)
+            if best is None or ratio > best.sqnr_db:
+                best = Divergence(wanted.layer, ratio, steps, candidate.layer)
+    return best
 
 
 def as_json(climb: Climb, variant: str, target: Target) -> dict[str, Any]:
@@ -228,12 +242,17 @@ def _inside(model: Model, target: Target, task: Task, batch: Batch) -> list[Acti
     return model.quantization.simulated(target.scheme).activations(inputs)
 
 
-def _layouts(values: np.ndarray) -> list[np.ndarray]:
-    """Values flattened as they lie and, from three dimensions on, with channels last."""
-    flat = [values.reshape(-1)]
+def _layouts(values: np.ndarray, found: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Both flattened as they lie and, from three dimensions on, the first with channels last."""
+    pairs = [(values.reshape(-1), found.reshape(-1))]
     if values.ndim > 2:
-        flat.append(np.moveaxis(values, 1, -1).reshape(-1))
-    return flat
+        pairs.append((np.moveaxis(values, 1, -1).reshape(-1), found.reshape(-1)))
+    return pairs
+
+
+def _sorted(values: np.ndarray, found: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Both in order of size: what is left where a converter has merged transpositions in some way of its own."""
+    return [(np.sort(values, axis=None), np.sort(found, axis=None))]
 
 
 def _sqnr(reference: Scored, other: Scored, task: Task) -> float:

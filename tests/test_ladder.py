@@ -161,3 +161,15 @@ def test_what_comes_of_outputs_is_not_compared(net, tmp_path):
     assert found.agreement.sqnr_db > 100
     assert found.breach is None
     assert (found.deployed.outputs["return"] != source.outputs["return"]).all()
+
+
+def test_a_value_in_another_order_is_found_and_one_that_differs_is_named():
+    """Converters merge transpositions: what lies between two may stand in a file in an order of its own."""
+    values = np.random.default_rng(0).integers(-100, 100, (4, 5, 6)).astype(np.float32)
+    simulated = [Activation("attention", values, 1.0)]
+    turned = [Activation("t", np.random.default_rng(1).normal(size=120), None), Activation("u", values.T, 1.0)]
+    assert ladder.first_divergence(simulated, turned, 60) is None
+    one_off = [Activation("u", (values + (values == values.max())).T, 1.0)]
+    found = ladder.first_divergence(simulated, one_off, 60)
+    assert found is not None
+    assert (found.layer, found.max_steps, found.deployed_tensor) == ("attention", 1, "u")
