@@ -247,6 +247,15 @@ def test_products_of_matrices_go_to_kernels_that_round_apart(step, shape, zero_p
         assert_repeats(deployed(net, task, target_of(use), tmp_path, model))
 
 
+def test_attention_to_one_place_gives_the_values_there(tmp_path):
+    net = Apply(lambda x: nn.functional.scaled_dot_product_attention(x, x, 2 * x)).eval()
+    for use in ("tflite", "onnxruntime"):
+        assert_repeats(deployed(net, Noise(shape=(4, 1, 8)), target_of(use), tmp_path))
+    net = Apply(lambda x: 0.3 * x[:, :1].softmax(1)).eval()
+    for use in ("tflite", "onnxruntime"):
+        assert_repeats(deployed(net, Noise(shape=FEATURES), target_of(use), tmp_path))
+
+
 NO_INT8 = {
     "GELU": nn.GELU(),
     "HARD_SWISH": nn.Hardswish(),

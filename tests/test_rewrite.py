@@ -79,6 +79,15 @@ class Heads(nn.Module):
         return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), heads)
 
 
+class Place(nn.Module):
+    """Attention to a single place, and what it attends with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = x.reshape(-1, 2, 1, 4)
+        scores = (heads @ heads.transpose(-2, -1)).softmax(-1)
+        return scores @ heads + scores
+
+
 torch.manual_seed(0)
 NETWORKS = {
     "a mask that masks": (Masked(masks=True), (8, 20)),
@@ -87,6 +96,7 @@ NETWORKS = {
     "a transposed dense layer": (Transposed(), (24,)),
     "a norm by steps": (RootMeanSquare(), (8, 20)),
     "Einstein's notation": (Heads(), (8, 20)),
+    "attention to one place": (Place(), (8,)),
     "padding by itself": (nn.Sequential(nn.ZeroPad2d((2, 2, 1, 1)), nn.Conv2d(8, 4, 3, padding=1)), (8, 10, 10)),
     "padding on one side": (nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 4, 3, stride=2)), (8, 10, 10)),
     "padding with ones": (nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(8, 4, 3)), (8, 10, 10)),

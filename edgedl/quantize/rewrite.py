@@ -28,6 +28,7 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     _restore_batch_norms(graph)
     _drop_flattening(graph)
     _join_rms_norms(graph)
+    _drop_softmax_of_one(graph)
     _lift_numbers(graph)
     _join_pads(graph)
     graph.graph.eliminate_dead_code()
@@ -451,6 +452,22 @@ def _factor_behind(graph: GraphModule, norm: Node) -> tuple[Node | None, Node]:
             if factor.op == "get_attr" and attribute(graph, str(factor.target)).shape == features:
                 return factor, users[0]
     return None, norm
+
+
+def _drop_softmax_of_one(graph: GraphModule) -> None:
+    """Takes out every softmax over a single value, which is 1: onnxruntime's int8 kernel makes 0 of it.
+
+    Attention has such where all that is left of an image is one place; there the values are what it gives.
+    """
+    for node in list(graph.graph.nodes):
+        if str(node.target) != "aten.softmax.int" or node.meta["val"].shape[node.args[1]] != 1:
+            continue
+        for user in list(node.users):
+            is_product = str(user.target) in ("aten.matmul.default", "aten.bmm.default") and user.args[0] is node
+            if is_product and user.meta["val"].shape == user.args[1].meta["val"].shape:
+                user.replace_all_uses_with(user.args[1])
+                graph.graph.erase_node(user)
+        node.target, node.args = aten.clamp.default, (node.args[0], 1.0, 1.0)
 
 
 def _lift_numbers(graph: GraphModule) -> None:
