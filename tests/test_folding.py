@@ -8,7 +8,7 @@ from torch import nn
 
 from edgedl.quantize.folding import fold_batch_norms, fold_factors
 from edgedl.quantize.simulate import export_graph
-from tests.toys import Noise
+from tests.toys import Noise, Places
 
 
 class Attention(nn.Module):
@@ -51,6 +51,15 @@ def test_norms_and_scales_of_attention_go_into_the_layers_beside_them():
     assert "aten.mul.Tensor" not in operators
     assert not any(name.startswith("norm") for name in operators)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_batch_norm_over_places_goes_into_the_dense_layer():
+    net = Places()
+    with torch.no_grad():
+        net.train()(torch.randn(64, 5, 8))
+    operators, found, wanted = folded(net, (5, 8))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not {"aten.mul.Tensor", "aten.add.Tensor"} & set(operators)
 
 
 def test_a_query_that_something_else_needs_is_scaled_by_itself():

@@ -23,7 +23,7 @@ from edgedl.run import Run
 from edgedl.steps.quantize import Quantize
 from edgedl.tasks.digits import Digits
 from edgedl.torch_session import TorchSession
-from tests.toys import Noise, Residual
+from tests.toys import Noise, Places, Residual
 
 OPTIONS = {"batch_size": 64, "optimizer": "adam", "schedule": "cosine", "weight_decay": 0.0}
 
@@ -103,9 +103,11 @@ def test_gradients_reach_every_weight(ranges):
                 assert parameter.grad.abs().sum() > 0, name
 
 
-def test_batch_norms_learn_from_the_batch_until_they_settle():
-    net, x = mixed(), torch.randn(64, 8, 10, 10)
-    quantized = fake(net, Noise(), "moving", settling=1).train()
+@pytest.mark.parametrize("places", [False, True])
+def test_batch_norms_learn_from_the_batch_until_they_settle(places):
+    shape = (5, 8) if places else (8, 10, 10)
+    net, x = settled(Places(), shape) if places else mixed(), torch.randn(64, *shape)
+    quantized = fake(net, Noise(shape=shape), "moving", settling=1).train()
     plain = copy.deepcopy(net).train()
     outputs = quantized(x), plain(x)
     assert stats.sqnr_db(*(values.detach().numpy() for values in reversed(outputs))) > 20
@@ -135,6 +137,7 @@ FOLDED = {
     "transposed": (nn.Sequential(nn.ConvTranspose2d(8, 12, 2), nn.BatchNorm2d(12)), (8, 10, 10)),
     "transposed in groups": (nn.Sequential(nn.ConvTranspose2d(8, 12, 2, groups=4), nn.BatchNorm2d(12)), (8, 10, 10)),
     "dense": (nn.Sequential(nn.Linear(24, 16), nn.BatchNorm1d(16)), (24,)),
+    "dense at every place": (Places(), (5, 8)),
     "without scale": (nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, affine=False)), (8, 10, 10)),
     "shared": (Shared(), (8, 10, 10)),
 }

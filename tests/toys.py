@@ -51,3 +51,16 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
+
+
+class Places(nn.Module):
+    """A dense layer at every place, and a batch norm over all of them, as LeViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.norm = nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dense(x)
+        y: torch.Tensor = self.norm(x.flatten(0, 1)).reshape_as(x)
+        return y

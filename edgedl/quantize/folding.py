@@ -82,17 +82,18 @@ def fold_batch_norms(graph: GraphModule) -> list[Fold]:
 
 
 def _fold(graph: GraphModule, norm: Node) -> Fold | None:
-    weighted, scale, shift, mean, variance, training, momentum, epsilon = cast("tuple[Any, ...]", norm.args[:8])
+    source, scale, shift, mean, variance, training, momentum, epsilon = cast("tuple[Any, ...]", norm.args[:8])
+    weighted = cast("Any", _behind_reshapes(source))
     operator = OPERATORS.get(str(weighted.target))
     if operator is None or operator.role is not Role.WEIGHTED or len(weighted.users) > 1 or training:
         return None
     # A batch norm works on dimension 1, a dense layer on the last one.
-    if str(weighted.target).startswith("aten.linear") and weighted.meta["val"].ndim != 2:
+    if str(weighted.target).startswith("aten.linear") and source.meta["val"].ndim != 2:
         return None
     weight = weighted.args[operator.weight]
     bias = weighted.args[operator.bias] if len(weighted.args) > operator.bias else None
-    sources = (weight, bias, scale, shift, mean, variance)
-    if any(source is not None and source.op != "get_attr" for source in sources):
+    given = (weight, bias, scale, shift, mean, variance)
+    if any(one is not None and one.op != "get_attr" for one in given):
         return None
     # Names of its own: the same weight may stand before two batch norms.
     fold = Fold(
@@ -125,9 +126,20 @@ def _fold(graph: GraphModule, norm: Node) -> Fold | None:
     args[operator.weight] = made[0]
     args[operator.bias : operator.bias + 1] = [made[1]]
     weighted.args = tuple(args)
-    norm.replace_all_uses_with(weighted)
+    norm.replace_all_uses_with(source)
     graph.graph.erase_node(norm)
     return fold
+
+
+def _behind_reshapes(source: Node) -> Node:
+    """The dense layer that gives `source`, if only its other dimensions are put together; else `source` itself."""
+    node = source
+    while str(node.target) == "aten.reshape.default" and len(node.users) == 1:
+        before = cast("Node", node.args[0])
+        if before.meta["val"].shape[-1] != node.meta["val"].shape[-1]:
+            break
+        node = before
+    return node if str(node.target).startswith("aten.linear") else source
 
 
 def _stand_alone(graph: GraphModule, norm: Node) -> None:

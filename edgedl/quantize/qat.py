@@ -135,7 +135,9 @@ class _Run(Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         bias = OPERATORS[str(node.target)].bias
         args = (*args[:bias], None, *args[bias + 1 :])
-        values = cast("Any", node.target)(*args, **kwargs)
+        given = cast("Any", node.target)(*args, **kwargs)
+        # Of a dense layer every place is a sample, whatever the dimensions before its features.
+        values = given.flatten(0, -2) if str(node.target).startswith("aten.linear") else given
         tensor, factor = self.owner.tensor, self.factors[fold.operator]
         shape = (-1, *[1] * (values.ndim - 2))
         values = values / torch.where(factor == 0, 1.0, factor).reshape(shape)
@@ -143,7 +145,8 @@ class _Run(Interpreter):
             values = values + tensor(fold.own_bias).reshape(shape)
         scale, shift = (None if name is None else tensor(name) for name in (fold.scale, fold.shift))
         mean, variance = tensor(fold.mean), tensor(fold.variance)
-        return nn.functional.batch_norm(values, mean, variance, scale, shift, True, fold.momentum, fold.epsilon)
+        made = nn.functional.batch_norm(values, mean, variance, scale, shift, True, fold.momentum, fold.epsilon)
+        return made.reshape(given.shape)
 
 
 class LearnedScale(nn.Module):
