@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ def find_blocks(net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[list[
     blocks: list[Block] = []
     whole: dict[str, str] = {}
     covered: dict[str, set[int]] = defaultdict(set)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _parts_told_apart():
         warnings.simplefilter("ignore")
         try:
             graph.build_dependency(probe, inputs, forward_fn=lambda traced, given: traced(*given), verbose=False)
@@ -189,6 +190,29 @@ def _followable(net: nn.Module) -> tuple[nn.Module, Origins]:
         for (layer, attribute), real in known.items():
             origins[f"{path}.{layer}".lstrip("."), attribute] = [(path, *part) for part in real]
     return probe, origins
+
+
+@contextmanager
+def _parts_told_apart() -> Iterator[None]:
+    """Makes torch-pruning look up which part of a split an operator takes.
+
+    It takes the first user for that of the first part, and so on; where a part has several, the graph could not be
+    built.
+    """
+    from torch_pruning.dependency import shape_infer
+
+    original = shape_infer.infer_channels_between
+
+    def between(graph: Any, node: Any, user: Any) -> Any:
+        sizes = getattr(node.module, "split_sizes", None)
+        parts = [part for source, part in getattr(user.grad_fn, "next_functions", ()) if source is node.grad_fn]
+        return sizes[parts[0]] if sizes and parts else original(graph, node, user)
+
+    shape_infer.infer_channels_between = between
+    try:
+        yield
+    finally:
+        shape_infer.infer_channels_between = original
 
 
 def _image_channels(grad_fn: Any) -> int | None:

@@ -58,6 +58,19 @@ class Halves(nn.Module):
         return left * torch.sigmoid(right)
 
 
+class Apart(nn.Module):
+    """Takes the first of a sequence (N, T, C) apart, and puts it back before each thing it makes of the rest."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, others = x.split([1, x.shape[1] - 1], 1)
+        made = [torch.cat([first, layer(others)], dim=1) for layer in (self.left, self.right)]
+        return made[0] * torch.sigmoid(made[1])
+
+
 class Attention(nn.Module):
     """A pre-norm block: four heads, then a hidden layer; sequences (N, T, C)."""
 
@@ -406,6 +419,13 @@ STRANGE = {
         (6, 8),
         {"0", "1.hidden.0"},
         ("1.query", "not interchangeable"),
+    ),
+    "parts that are used twice": (
+        nn.Sequential(nn.Linear(8, 16), Apart(16), Apply(lambda x: x.mean(dim=1)), nn.Linear(16, 32), nn.ReLU(),
+                      nn.Linear(32, 5)),
+        (6, 8),
+        {"3"},
+        ("0", "torch-pruning fails there"),
     ),
     "recurrent": (
         nn.Sequential(nn.LSTM(8, 16, batch_first=True), Apply(lambda x: x[0][:, -1]), nn.Linear(16, 32), nn.ReLU(),
