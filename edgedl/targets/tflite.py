@@ -83,7 +83,7 @@ def _stored(content: bytes, precision: str) -> bytes:
     if precision in ("fp16", "mixed"):
         _store_in_half(graph)
     if precision in STATIC_FORMS:
-        _compute_in_float(graph, ("GELU", "SQRT", "RSQRT"))
+        _compute_in_float(graph, ("GELU", "HARD_SWISH", "SQRT", "RSQRT"))
     if not _dequantize_images(graph) and precision == "fp32":
         return content
     graph.drop_unused()
