@@ -353,6 +353,8 @@ class Artifact:
     built_for: str = "any device with the runtime"
     graphs: Mapping[str, Path] = field(default_factory=dict)
     """Where the network is several graphs: the file of each; `file` and `stand_in` are then the folder of all."""
+    rewrites: Mapping[str, int] = field(default_factory=dict)
+    """What the target has rewritten in words, and in how many places."""
 
     @property
     def size_bytes(self) -> int:

@@ -5,6 +5,7 @@ So whatever quantizes, exports, and checks a network of one graph does it for ea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -115,7 +116,8 @@ def build(target: Target, model: Model, task: Task, folder: Path, batch_size: in
         built[name] = target.build(part.model, part.task, folder / name, batch_size)
     last = next((artifact for artifact in built.values() if artifact.status != "ok"), built[name])
     files = {name: artifact.file for name, artifact in built.items()}
-    return replace(last, file=folder, stand_in=last.stand_in and folder, graphs=files)
+    rewrites = sum((Counter(artifact.rewrites) for artifact in built.values()), Counter[str]())
+    return replace(last, file=folder, stand_in=last.stand_in and folder, graphs=files, rewrites=rewrites)
 
 
 @lru_cache(maxsize=8)

@@ -10,8 +10,9 @@ from torch.nn import functional
 from edgedl import measure, plugins, stats
 from edgedl.core import Model
 from edgedl.quantize.operators import OPERATORS
-from edgedl.quantize.schemes import LITERT
+from edgedl.quantize.schemes import AFFINE, LITERT
 from edgedl.quantize.simulate import Quantization, export_graph
+from tests.test_quantize_operators import assert_repeats, deployed, target_of
 from tests.toys import Noise
 
 
@@ -88,6 +89,15 @@ class Place(nn.Module):
         return scores @ heads + scores
 
 
+class Function(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
 torch.manual_seed(0)
 NETWORKS = {
     "a mask that masks": (Masked(masks=True), (8, 20)),
@@ -102,6 +112,13 @@ NETWORKS = {
     "padding with ones": (nn.Sequential(nn.ConstantPad2d(1, 1.0), nn.Conv2d(8, 4, 3)), (8, 10, 10)),
     "means without padding": (nn.AvgPool2d(3, 1, 1, count_include_pad=False), (8, 10, 10)),
     "a window over all": (nn.AvgPool2d(64, ceil_mode=True), (8, 10, 10)),
+    "windows of one size": (nn.AdaptiveAvgPool2d((5, 2)), (8, 10, 10)),
+    "a Mish": (nn.Mish(), (8, 20)),
+    "a log-sigmoid": (nn.LogSigmoid(), (8, 20)),
+    "a GLU": (nn.GLU(1), (8, 20)),
+    "magnitudes": (Function(lambda x: x.abs() - x.amin(1, keepdim=True)), (8, 20)),
+    "an inverse": (Function(lambda x: (x * x + 1).reciprocal()), (8, 20)),
+    "one bound": (Function(lambda x: x.clamp_min(0.5)), (8, 20)),
     "rounding up to what fits": (nn.AvgPool2d(2, ceil_mode=True), (8, 10, 10)),
 }
 
@@ -124,6 +141,39 @@ def test_the_rewritten_network_computes_the_same_in_operators_of_the_table(name)
         assert "aten.pad.default" not in targets
     if name == "a mask that masks nothing":
         assert targets.count("aten.add.Tensor") == 1  # that of positions alone
+
+
+DEPLOYED = ["windows of one size", "a Mish", "a log-sigmoid", "a GLU", "magnitudes", "an inverse", "one bound"]
+
+
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime"])
+@pytest.mark.parametrize("name", DEPLOYED)
+def test_its_deployed_form_repeats_the_simulation(name, use, tmp_path):
+    net, shape = NETWORKS[name]
+    assert_repeats(deployed(net, Noise(shape=shape), target_of(use), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a Mish", {"Mish opened into softplus, tanh and product": 1}),
+        ("magnitudes", {"absolute value opened into maximum and sign": 1,
+                        "minimum over a dimension opened into maximum and signs": 1}),
+        ("windows of one size", {"adaptive pooling made a depthwise convolution": 1}),
+        ("rounding up to what fits", {"average pooling made a depthwise convolution": 1}),
+        ("a transposed dense layer", {"power opened into products": 2}),
+        ("a grid of positions", {}),
+    ],
+)  # fmt: skip
+def test_what_was_rewritten_is_told(name, words):
+    net, shape = NETWORKS[name]
+    simulation = Quantization(net.eval(), Noise(shape=shape), "min-max").simulated(AFFINE)
+    assert simulation.rewrites() == words
+
+
+def test_adaptive_pooling_into_unequal_windows_is_left_as_it_is():
+    graph = export_graph(nn.AdaptiveAvgPool2d(3).eval(), Noise(shape=(8, 10, 10)))
+    assert "aten.adaptive_avg_pool2d.default" in [str(node.target) for node in graph.graph.nodes]
 
 
 def test_a_mean_whose_window_hangs_over_the_edge_is_left_as_it_is():

@@ -6,12 +6,13 @@ Composite operators are opened into what int8 kernels exist for, and numbers bec
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from edgedl.quantize.folding import attribute, constant
 from edgedl.quantize.operators import ELEMENTWISE
@@ -22,6 +23,7 @@ aten = torch.ops.aten
 def rewrite(program: ExportedProgram) -> GraphModule:
     """The graph of `program` in operators of the table as far as they are known here; the others stay as they are."""
     graph = cast("GraphModule", program.run_decompositions(cast("Any", DECOMPOSITIONS)).module())
+    graph.meta[REWRITES] = _told(program.graph, graph.graph)
     _drop_clones(graph)
     _fold_constants(graph)
     _fold_per_sample(graph)
@@ -34,6 +36,15 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _told(before: Graph, after: Graph) -> dict[str, int]:
+    """What the decompositions have done: operators that were there and are not any more."""
+    counts = [Counter(str(node.target) for node in graph.nodes) for graph in (before, after)]
+    found: Counter[str] = Counter()
+    for name, words in IN_WORDS.items():
+        found[words] += max(counts[0][name] - counts[1][name], 0)
+    return {words: places for words, places in found.items() if places}
 
 
 def _attention(
@@ -66,6 +77,35 @@ span it."""
 
 def _silu(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(x)
+
+
+def _mish(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.tanh(torch.nn.functional.softplus(x))
+
+
+def _log_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return -torch.nn.functional.softplus(-x)
+
+
+def _glu(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    values, gate = x.chunk(2, dim)
+    return values * torch.sigmoid(gate)
+
+
+def _absolute(x: torch.Tensor) -> torch.Tensor:
+    return torch.maximum(x, -x) if x.is_floating_point() else NotImplemented
+
+
+def _least(x: torch.Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> torch.Tensor:
+    return -torch.amax(-x, list(dim), keepdim) if x.is_floating_point() else NotImplemented
+
+
+def _reciprocal(x: torch.Tensor) -> torch.Tensor:
+    return torch.ones((), dtype=x.dtype) / x if x.is_floating_point() else NotImplemented
+
+
+def _clamp_min(x: torch.Tensor, low: float) -> torch.Tensor:
+    return torch.clamp(x, min=low)
 
 
 def _split(x: torch.Tensor, size: int, dim: int = 0) -> list[torch.Tensor]:
@@ -199,6 +239,14 @@ def _power(x: torch.Tensor, exponent: float) -> Any:
     return x * x * x if exponent == 3 else NotImplemented
 
 
+def _adaptive_pool(x: torch.Tensor, size: Sequence[int]) -> Any:
+    """Windows of one size are those of an average pooling; one over all is a mean, which kernels have."""
+    height, width = x.shape[2:]
+    if list(size) == [1, 1] or height % size[0] or width % size[1]:
+        return NotImplemented
+    return _average_pool(x, [height // size[0], width // size[1]])
+
+
 def _pool_to_one(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return x.mean(-1, keepdim=True) if list(size) == [1] else NotImplemented
 
@@ -224,6 +272,14 @@ def _reversed_difference(x: torch.Tensor, number: float, alpha: float = 1) -> to
 DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.silu.default: _silu,
+    aten.mish.default: _mish,
+    aten.log_sigmoid.default: _log_sigmoid,
+    aten.glu.default: _glu,
+    aten.abs.default: _absolute,
+    aten.amin.default: _least,
+    aten.reciprocal.default: _reciprocal,
+    aten.clamp_min.default: _clamp_min,
+    aten.adaptive_avg_pool2d.default: _adaptive_pool,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split_with_sizes,
     aten.unbind.int: _unbind,
@@ -239,6 +295,27 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.einsum.default: _einsum,
     aten.pow.Tensor_Scalar: _power,
 }
+
+REWRITES = "edgedl_rewrites"
+"""Under which a graph's `meta` tells what was rewritten in it: in words, and in how many places."""
+IN_WORDS = {
+    "aten.scaled_dot_product_attention.default": "attention opened into products and softmax",
+    "aten.silu.default": "SiLU opened into sigmoid and product",
+    "aten.mish.default": "Mish opened into softplus, tanh and product",
+    "aten.log_sigmoid.default": "log-sigmoid opened into softplus and sign",
+    "aten.glu.default": "GLU opened into sigmoid and product",
+    "aten.abs.default": "absolute value opened into maximum and sign",
+    "aten.amin.default": "minimum over a dimension opened into maximum and signs",
+    "aten.reciprocal.default": "reciprocal opened into division",
+    "aten.clamp_min.default": "one-sided clamp made a clamp",
+    "aten.avg_pool2d.default": "average pooling made a depthwise convolution",
+    "aten.adaptive_avg_pool1d.default": "adaptive pooling made a mean",
+    "aten.adaptive_avg_pool2d.default": "adaptive pooling made a depthwise convolution",
+    "aten.upsample_bilinear2d.vec": "bilinear doubling made a depthwise convolution",
+    "aten.instance_norm.default": "instance norm made a group norm",
+    "aten.pow.Tensor_Scalar": "power opened into products",
+}
+"""What `DECOMPOSITIONS` do, where a person would look for the operator in vain."""
 
 NORM = "aten._native_batch_norm_legit_no_training.default"
 BOUNDED = {"aten.clamp.default", "aten.hardtanh.default"}

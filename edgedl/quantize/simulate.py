@@ -26,7 +26,7 @@ from edgedl.quantize.finish import Floats, finished
 from edgedl.quantize.folding import Fold, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
-from edgedl.quantize.rewrite import rewrite
+from edgedl.quantize.rewrite import REWRITES, rewrite
 from edgedl.quantize.schemes import Form, Scheme
 from edgedl.recurrent import open_recurrent
 from edgedl.torch_session import BATCH_SIZE, TorchSession
@@ -100,6 +100,10 @@ class Simulation:
             for node in self.graph.graph.nodes
             if node.target == QUANTIZE
         ]
+
+    def rewrites(self) -> dict[str, int]:
+        """What was rewritten into operators of the table, in words, and in how many places."""
+        return dict(self.graph.meta.get(REWRITES, {}))
 
     def leaving(self, floats: Floats) -> Simulation:
         """The same network with some operators in float."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from edgedl.measure import ColdStart
 from edgedl.recipe import Recipe
 from edgedl.run import SCHEMA, Run
 from edgedl.stats import Speedup
+
+if TYPE_CHECKING:
+    from edgedl.quantize.simulate import Quantization
 
 
 @dataclass
@@ -175,6 +179,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "target": target.label,
         "precision": artifact.precision if artifact else entry.model.precision,
         "in_float": list(entry.model.quantization.blocks) if entry.model.quantization else [],
+        "rewrites": _rewrites(target, entry),
         "device": None if artifact is None else local.name() if artifact.status == "ok" else _built_for(entry),
         "status": "refused" if refusal and status != "failed" else status,
         "reason": reason,
@@ -194,6 +199,22 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "validation_score": entry.validated,
         "operators": [dataclasses.asdict(operator) for operator in entry.operators],
     }
+
+
+def _rewrites(target: Target, entry: Entry) -> dict[str, int]:
+    """What was rewritten into operators that the target has, in words, and in how many places."""
+    if entry.artifact is None:
+        return {}
+    found = Counter(entry.artifact.rewrites)
+    for _, plan in _plans(entry):
+        found += Counter(plan.simulated(target.scheme).rewrites())
+    return dict(found)
+
+
+def _plans(entry: Entry) -> Sequence[tuple[str, Quantization]]:
+    """The plan of each graph by its name, or of the only one, which has none."""
+    plan = entry.model.quantization
+    return [] if plan is None else list(plan.graphs.items()) or [("", plan)]
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -23,6 +23,7 @@ from edgedl.report.terminal import (
     milliseconds,
     missed_goals,
     missing_figures,
+    rewrites_in_words,
     share,
     size,
     sparsity_in_words,
@@ -177,6 +178,7 @@ def _filled(
         "summary": words.summary,
         "share": share,
         "graphs": graphs_in_words,
+        "rewrites": rewrites_in_words,
         "largest": largest,
     }
     return environment.get_template(template).render(

@@ -72,6 +72,9 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     for row in report["rows"]:
         if row.get("graphs"):
             console.print(f"{row['target']}, {row['variant']}: {graphs_in_words(row)}")
+    for row in _last_rows(report):
+        if said := rewrites_in_words(row):
+            console.print(f"{row['target']}, {row['variant']}: {said}")
     if said := sparsity_in_words(report):
         console.print(said)
     for missed in missed_goals(report):
@@ -330,6 +333,18 @@ def sparsity_in_words(report: Mapping[str, Any]) -> str | None:
         f"after gzip: {', '.join(sizes)}; kernels multiply zeros, too, so none is faster for them unless its latency "
         "says so"
     )
+
+
+def rewrites_in_words(row: Mapping[str, Any]) -> str | None:
+    """What was rewritten for the target; None if nothing was."""
+    found = row.get("rewrites") or {}  # which older runs lack
+    said = [f"{words} ({places} place{'s' if places != 1 else ''})" for words, places in found.items()]
+    return f"rewritten: {', '.join(said)}" if said else None
+
+
+def _last_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The judged file of each target."""
+    return list({row["target"]: row for row in report["rows"]}.values())
 
 
 def missed_goals(report: Mapping[str, Any]) -> list[str]:

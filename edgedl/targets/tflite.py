@@ -61,21 +61,22 @@ class TFLite(Target):
                 converted = litert_torch.convert(graph, example_inputs(task, batch_size))
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 raise TargetError(f"litert-torch cannot convert the network: {_first_line(error)}") from error
-            content = with_loops(finished(_stored(converted.model_content(), model.precision)))
+            stored, rewrites = _stored(converted.model_content(), model.precision)
+            content = with_loops(finished(stored))
         file.write_bytes(content)  # by Python, whose error names a full disk
         versions = {"litert-torch": version("litert-torch"), "ai-edge-litert": version("ai-edge-litert")}
-        return Artifact(file=file, precision=model.precision, versions=versions)
+        return Artifact(file=file, precision=model.precision, versions=versions, rewrites=rewrites)
 
     def open(self, file: Path) -> LiteRTSession:
         """Raises `ModelFileError` for a file that the interpreter refuses."""
         return LiteRTSession(file, self.threads)
 
 
-def _stored(content: bytes, precision: str) -> bytes:
-    """A converted file with its weights as a form wants them."""
+def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:
+    """A converted file with its weights as a form wants them, and what was rewritten in it."""
     from edgedl.flatbuffer import Flatbuffer
 
-    graph = Flatbuffer(content)
+    graph, rewrites = Flatbuffer(content), dict[str, int]()
     if precision.startswith("int4"):
         _pack_four_bits(graph)
     if precision.endswith("dynamic"):
@@ -83,11 +84,12 @@ def _stored(content: bytes, precision: str) -> bytes:
     if precision in ("fp16", "mixed"):
         _store_in_half(graph)
     if precision in STATIC_FORMS:
-        _compute_in_float(graph, ("GELU", "HARD_SWISH", "SQRT", "RSQRT"))
+        if num_in_float := _compute_in_float(graph, ("GELU", "HARD_SWISH", "SQRT", "RSQRT")):
+            rewrites["GELUs, hard swishes and roots computed in float between int8 values"] = num_in_float
     if not _dequantize_images(graph) and precision == "fp32":
-        return content
+        return content, rewrites
     graph.drop_unused()
-    return graph.pack()
+    return graph.pack(), rewrites
 
 
 def _dequantize_images(graph: Flatbuffer) -> bool:
@@ -147,9 +149,12 @@ def _pack_four_bits(graph: Flatbuffer) -> None:
             tensor.type = graph.schema.TensorType.INT4
 
 
-def _compute_in_float(graph: Flatbuffer, kinds: tuple[str, ...]) -> None:
-    """Puts operators that XNNPACK has no int8 kernel for between grids, in float, so that it can keep them."""
-    types, operators = graph.schema.TensorType, []
+def _compute_in_float(graph: Flatbuffer, kinds: tuple[str, ...]) -> int:
+    """Puts operators that XNNPACK has no int8 kernel for between grids, in float, so that it can keep them.
+
+    Returns how many.
+    """
+    types, operators, num = graph.schema.TensorType, [], 0
 
     def in_float(index: int) -> int:
         made = copy.copy(graph.tensors[index])
@@ -161,6 +166,7 @@ def _compute_in_float(graph: Flatbuffer, kinds: tuple[str, ...]) -> None:
         if graph.kind(operator) not in kinds or graph.tensors[operator.inputs[0]].type != types.INT8:
             operators.append(operator)
             continue
+        num += 1
         (source,), (result,) = map(list, (operator.inputs, operator.outputs))
         operator.inputs, operator.outputs = [in_float(source)], [in_float(result)]
         operators += [
@@ -169,6 +175,7 @@ def _compute_in_float(graph: Flatbuffer, kinds: tuple[str, ...]) -> None:
             graph.operator("QUANTIZE", operator.outputs, [result], version=2),
         ]
     graph.operators = operators
+    return num
 
 
 def _store_in_half(graph: Flatbuffer) -> None:
