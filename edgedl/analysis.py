@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgedl import __version__, attribution, measure, progress
-from edgedl.core import EdgedlError, Target, Task, UsageError
+from edgedl.core import EdgedlError, Task, UsageError
 from edgedl.counting import Layer, inside, layers, macs_of_modules
+from edgedl.origin import layer_of
 from edgedl.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def analyze(
     inputs = _sample(task)
     ran, found = macs_of_modules(net, inputs), layers(net, inputs)
     reference = measure.evaluate(TorchSession(net, task), task, "validation", NUM_SAMPLES)
-    quantized = _quantize_each(net, task, recipe.targets[0], found, reference)
+    quantized = _quantize_each(net, recipe, found, reference)
     pruned = _prune_each(net, task, found, ratio)
     shares = {entry.name: _shares(entry, ran, found) for entry in measured}
     return {
@@ -133,10 +134,8 @@ def _shares(entry: Measured, ran: Mapping[str, int], found: Sequence[Layer]) -> 
     """How the time divides among layers; None without times, or without the file that tells whose an operator is."""
     if entry.file is None:
         return None
-    if entry.file.suffix == ".tflite":
-        return attribution.shares(entry.operators, found, attribution.by_paths(ran))
-    nodes = next(iter(sorted(entry.file.parent.glob("*.onnx"))), None)
-    return attribution.shares(entry.operators, found, attribution.by_nodes(nodes, found)) if nodes else None
+    made = attribution.names_in(entry.file, ran, found)
+    return attribution.shares(entry.operators, found, made) if made else None
 
 
 def _sample(task: Task) -> tuple[torch.Tensor, ...]:
@@ -148,17 +147,15 @@ def _sample(task: Task) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs)
 
 
-def _quantize_each(
-    net: nn.Module, task: Task, target: Target, found: Sequence[Layer], reference: measure.Scored
-) -> Quantized:
+def _quantize_each(net: nn.Module, recipe: Recipe, found: Sequence[Layer], reference: measure.Scored) -> Quantized:
     """Static int8 for each layer alone, with the calibrator that is best for the whole network."""
     from edgedl.quantize import choose, sensitivity
-    from edgedl.quantize.quantizer import layer_of
     from edgedl.quantize.simulate import simulate
 
+    task = recipe.task
     known = {layer.path: layer for layer in found}
     try:
-        simulation = simulate(net, task, target.scheme)
+        simulation = simulate(net, task, recipe.targets[0].scheme, float_ops=recipe.limits.float_ops == "allow")
     except EdgedlError as error:
         return Quantized(reasons=dict.fromkeys(known, str(error)))
     together = choose.judged(simulation.graph, reference, task, NUM_SAMPLES)

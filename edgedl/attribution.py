@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -62,6 +62,22 @@ def shares(operators: Sequence[Mapping[str, Any]], layers: Sequence[Layer], made
     others = [operator["kind"] for operator, owner in zip(operators, owners, strict=True) if owner is None]
     other = found.pop(None, 0.0)
     return Shares(total, {path: share for path, share in found.items() if path is not None}, other, others)
+
+
+def names_in(file: Path, ran: Mapping[str, object], layers: Sequence[Layer]) -> Made | None:
+    """How operators of a TFLite file, ONNX file or engine tell what made them; None without the file that says it."""
+    if file.suffix == ".tflite":
+        return by_paths(ran)
+    nodes = next(iter(sorted(file.parent.glob("*.onnx"))), None)
+    return by_nodes(nodes, layers) if nodes else None
+
+
+def shares_of(operators: Sequence[Mapping[str, Any]], file: Path, paths: Collection[str]) -> Mapping[str, float] | None:
+    """What share of the time each operator takes that bears a path of its own; None where no times are known."""
+    marked = [Layer(path, "operator", {}, 0, 0) for path in paths]
+    made = names_in(file, dict.fromkeys(paths), marked)
+    found = shares(operators, marked, made) if made else None
+    return found.layers if found else None
 
 
 def by_paths(ran: Mapping[str, object]) -> Made:

@@ -6,7 +6,7 @@ EdgedlError                  what a person can mend; shown as one line, without 
 │   ├── DataError            a data set that is missing or malformed
 │   ├── ModelFileError       a model file that cannot be read, or is not what its name says
 │   └── MissingPackage       an extra that is not installed, with the pip line
-├── UnsupportedOperator      an operator that a scheme or a runtime cannot take, with the layer's path
+├── UnsupportedOperator      operators that a scheme cannot take, with the layer's path and the line of code
 └── TargetError              building or running for one target failed; the run goes on with the others
 """
 
@@ -61,11 +61,14 @@ class MissingPackage(UsageError):
 
 
 class UnsupportedOperator(EdgedlError):
-    """An operator that has no int8 form; the message names it and the module that made it."""
+    """Operators that have no int8 form; the message names each, with the module and the line that made it."""
 
-    def __init__(self, operator: str, layer: str) -> None:
-        where = f"made by layer {layer}" if layer else "made by the network itself"
-        super().__init__(f"operator {operator}, {where}, has no int8 form here; replace it, or leave out quantize")
+    def __init__(self, operators: Sequence[str]) -> None:
+        them = "it" if len(operators) == 1 else "them"
+        super().__init__(
+            f"no int8 form for {'; for '.join(operators)}; replace {them}, or keep {them} in float: "
+            'limits = { float_ops = "allow" }'
+        )
 
 
 class TargetError(EdgedlError):
@@ -320,6 +323,8 @@ class Model:
     quantization: Quantization | None = None
     sparse: bool = False
     """Whether the weights that are zero have to stay so."""
+    float_ops: bool = False
+    """Whether operators without an int8 form may stay in float."""
     lineage: tuple[StepRecord, ...] = ()
 
     @property
@@ -462,6 +467,8 @@ class Limits(BaseModel):
     slower: Literal["refuse", "allow"] = "refuse"
     unlearned: Literal["refuse", "allow"] = "refuse"
     """A float network that does no better than the task's baseline."""
+    float_ops: Literal["refuse", "allow"] = "refuse"
+    """Operators without an int8 form: with "allow" just those compute in float, between int8 ones."""
 
 
 class Bench(BaseModel):

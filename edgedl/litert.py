@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from edgedl.core import (
 )
 from edgedl.flatbuffer import IDENTIFIER, Flatbuffer
 from edgedl.loops import without_loops
+from edgedl.origin import IN_FLOAT
 
 MAX_PROFILED_OPERATORS = 64
 NUM_PROFILED_RUNS = 200
@@ -161,7 +163,19 @@ def _load(file: Path, threads: int) -> Any:
         name = library.__name__.partition(".")[0]
         raise MissingPackage(f"{name} does not work with NumPy {np.__version__}: pip install 'numpy<2'") from error
     except (ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{file}: the interpreter cannot load it: {str(error).splitlines()[0]}") from error
+        said = f"{file}: the interpreter cannot load it: {str(error).splitlines()[0]}"
+        raise ModelFileError(f"{said}{_makers_of(file, said)}") from error
+
+
+def _makers_of(file: Path, said: str) -> str:
+    """Which modules made the operators that the interpreter does not know, if that is what it says."""
+    unknown = re.search(r"builtin opcode '(\w+)'", said)
+    graph = Flatbuffer.read(file) if unknown else None
+    if unknown is None or graph is None:
+        return ""
+    paths = {graph.name(found).partition(";")[0] for found in graph.operators if graph.kind(found) == unknown[1]}
+    layers = sorted(path.rpartition(".")[0] if path.endswith(IN_FLOAT) else path for path in paths)
+    return f"; {unknown[1]} is made by {' and '.join(layers)}" if layers else ""
 
 
 def _named_details(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from torch.onnx import OnnxExporterError
 
 from edgedl.core import TargetError, Task
+from edgedl.origin import Origin, origin
 
 OPSET = 18
 HALVES = "SlicesSplit"
@@ -59,7 +62,7 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int) -> bytes
             try:
                 program = _converted(_with_open_attention(graph, task, batch_size), task, batch_size)
             except OnnxExporterError as error:
-                raise TargetError(_reason(error)) from error
+                raise TargetError(_reason(error, graph, task, batch_size)) from error
     model = program.model_proto
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)
     for noted in (model, model.graph, *model.graph.node, *values):
@@ -106,11 +109,44 @@ def _with_open_attention(graph: torch.nn.Module, task: Task, batch_size: int) ->
     return opened
 
 
-def _reason(error: Exception) -> str:
-    """What PyTorch's exporter says behind its advice on whom to tell."""
+def _reason(error: Exception, graph: torch.nn.Module, task: Task, batch_size: int) -> str:
+    """What PyTorch's exporter says behind its advice on whom to tell, and of which operator."""
     cause = error.__cause__ or error
-    said = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
-    return f"PyTorch's ONNX exporter fails: {type(cause).__name__}: {said}"
+    if node := re.search(r"translating node %(\w+) ", str(cause)):
+        found = _origin(graph, task, batch_size, node[1])
+        if found is not None:
+            return f"PyTorch's ONNX exporter cannot translate {found}: {_first_line(cause.__cause__ or cause)}"
+    return f"PyTorch's ONNX exporter fails: {type(cause).__name__}: {_first_line(cause)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _origin(graph: torch.nn.Module, task: Task, batch_size: int, name: str) -> Origin | None:
+    """Where a node comes from that the exporter knows by this name; it decomposes what it is given."""
+    program = torch.export.export(graph, example_inputs(task, batch_size))
+    nodes = [*program.graph.nodes, *program.run_decompositions().graph.nodes]
+    # It calls `special_bessel_j0` by the end of its name.
+    found = [node for node in nodes if node.name == name] or [node for node in nodes if node.name.endswith(name)]
+    return origin(found[0]) if found else None
+
+
+@contextmanager
+def naming_operators(file: Path, graph: torch.nn.Module, task: Task, batch_size: int) -> Iterator[None]:
+    """Adds to what is said of a node that is refused where it comes from, if it is one of a file exported from here."""
+    import onnx
+
+    try:
+        yield
+    except TargetError as error:
+        refused = re.search(r"refuses node (\S+) \(", str(error))
+        nodes = onnx.load(str(file), load_external_data=False).graph.node
+        notes = [note.value for node in nodes if refused and node.name == refused[1] for note in node.metadata_props]
+        found = _origin(graph, task, batch_size, ast.literal_eval(notes[0])[-1]) if notes else None
+        if found is None:
+            raise
+        raise TargetError(f"{error}; it is {found}") from error
 
 
 @contextmanager

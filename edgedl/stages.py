@@ -76,7 +76,7 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
     A step whose key is found among the runs under `root` takes its weights from there, unless `fresh`.
     """
     training.seed(recipe.seed)
-    model = Model(net=recipe.model.built(recipe.task).eval())
+    model = Model(net=recipe.model.built(recipe.task).eval(), float_ops=recipe.limits.float_ops == "allow")
     _check_graphs(recipe, model.net)
     begun = own.digest(model.net)
     variants: list[Variant] = []

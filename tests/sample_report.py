@@ -100,6 +100,7 @@ def row(
         "target": target,
         "precision": "fp32" if variant == "float" else "int8",
         "in_float": [],
+        "float_ops": [],
         "rewrites": {},
         "device": None if size_bytes is None else "Some Processor",
         "status": status,

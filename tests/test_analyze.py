@@ -14,7 +14,7 @@ from torch import nn
 
 from edgedl import analysis, analyzing, attribution, counting, measure, plugins, recipe
 from edgedl import run as runs
-from edgedl.core import Model, UsageError
+from edgedl.core import Limits, Model, UsageError
 from edgedl.report import document, terminal
 from edgedl.report.page import write_analysis, write_page
 from tests import quick
@@ -259,7 +259,7 @@ def test_a_network_that_cannot_be_quantized_or_cut_says_why():
             return torch.cumsum(self.dense(x), 1)
 
     made = SimpleNamespace(task=Noise(shape=(10,)), targets=[plugins.load("targets", "tflite").model_validate({})],
-                           name="odd")  # fmt: skip
+                           limits=Limits(), name="odd")  # fmt: skip
     (layer,) = analysis.analyze(Odd(), made, [], {}, 0.5)["layers"]
     assert layer["quantized"] is None
     assert "cumsum" in layer["not_quantized"]

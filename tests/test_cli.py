@@ -33,7 +33,7 @@ ALL_OPTIONS = {
     "": {"--help", "-h", "--version"},
     "compress": {
         *("--help", "-h", "--recipe", "--out", "--fresh", "--strict", "--json", "--model", "--weights", "--data"),
-        *("--label", "--metric", "--epochs", "--int8", "--fp16", "--prune", "--target", "--score-drop"),
+        *("--label", "--metric", "--epochs", "--int8", "--fp16", "--prune", "--target", "--score-drop", "--float-ops"),
         *("--size", "--mean", "--std", "--uint8-input", "--channels-last"),
     },
     "init": {"--help", "-h", "FOLDER", "--data", "--label", "--precision", "--prune", "--target", "--yes"},

@@ -133,7 +133,7 @@ def test_the_report_has_exactly_the_documented_keys(report):
     assert set(report["rows"][0]) == {
         "variant", "target", "precision", "in_float", "device", "status", "reason", "file", "size_bytes",
         "gzip_bytes", "sha256", "score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "speedup",
-        "validation_score", "operators", "figures", "graphs", "rewrites",
+        "validation_score", "operators", "figures", "graphs", "float_ops", "rewrites",
     }  # fmt: skip
     assert set(report["ladder"][0]) == {
         "variant", "target", "rungs", "quantization", "agreement", "first_divergence", "graphs",

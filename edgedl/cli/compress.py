@@ -96,6 +96,12 @@ def compress(
     score_drop: Annotated[
         float | None, typer.Option(help="How much a file may lose and still ship.", rich_help_panel=OWN)
     ] = None,
+    float_ops: Annotated[
+        bool,
+        typer.Option(
+            "--float-ops", help="Keep operators without an int8 form in float, and tell which.", rich_help_panel=OWN
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Take no finished step from earlier runs.")] = False,
     strict: Annotated[
@@ -114,6 +120,7 @@ def compress(
         **{"--size": size, "--mean": mean, "--std": std},
         **{"--uint8-input": uint8_input, "--channels-last": channels_last},
         **{"--int8": int8, "--fp16": fp16, "--prune": prune, "--target": target, "--score-drop": score_drop},
+        **{"--float-ops": float_ops},
     }
     if recipe is not None:
         if given := [option for option, value in {"--model": model, **own}.items() if value not in (None, False, [])]:
@@ -166,7 +173,7 @@ def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:
         steps.append({"use": "prune", "ratio": options["--prune"]})
     steps.append({"use": "quantize", "precision": "fp16" if options["--fp16"] else "int8"})
     images = {option: options[f"--{option.replace('_', '-')}"] for option in OF_IMAGES}
-    drop = options["--score-drop"]
+    limits = {"score_drop": options["--score-drop"], "float_ops": "allow" if options["--float-ops"] else None}
     return own_recipe.make(
         model,
         options["--data"],
@@ -176,5 +183,5 @@ def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:
         images={key: value for key, value in images.items() if value},
         steps=steps,
         targets=options["--target"] or own_recipe.TARGETS,
-        limits=None if drop is None else {"score_drop": drop},
+        limits={key: value for key, value in limits.items() if value is not None},
     )

@@ -17,7 +17,8 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from edgedl.quantize.folding import attribute
-from edgedl.quantize.operators import OPERATORS, Role
+from edgedl.quantize.operators import OPERATORS
+from edgedl.quantize.quantizer import is_weighted
 
 POOLINGS = ("max_pool1d", "max_pool2d", "adaptive_avg_pool2d", "mean")
 HOMOGENEOUS = (*POOLINGS, "relu", "leaky_relu")
@@ -113,12 +114,11 @@ def _find(graph: GraphModule) -> list[_Channels]:
         return None
 
     for node in graph.graph.nodes:
-        operator = OPERATORS.get(str(node.target))
         name = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
         sources = [source for source in map(lookup, node.all_input_nodes) if source]
         if node.op == "call_module" and sources:
             known[node] = sources[0]
-        elif name in ("conv1d", "conv2d", "linear") and operator is not None and operator.role is Role.WEIGHTED:
+        elif name in ("conv1d", "conv2d", "linear") and is_weighted(node):
             weight = _parameter(graph, node, "weight")
             tied = bool(shared & set(_paths(node)))
             channels = _Channels(
@@ -196,8 +196,7 @@ def _shared(graph: GraphModule) -> set[str]:
     """Parameters that more than one operator reads."""
     seen: list[str] = []
     for node in graph.graph.nodes:
-        operator = OPERATORS.get(str(node.target))
-        if operator is not None and operator.role is Role.WEIGHTED:
+        if is_weighted(node):
             seen += _paths(node)
     return {path for path in seen if seen.count(path) > 1}
 

@@ -15,6 +15,7 @@ from edgedl.quantize.folding import attribute, constant
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 from edgedl.quantize.operators import OPERATORS, Role
 from edgedl.quantize.phases import open_transposed
+from edgedl.quantize.quantizer import is_weighted
 from edgedl.quantize.schemes import Scheme
 
 Floats = Callable[[GraphModule], Collection[Node]]
@@ -24,13 +25,16 @@ Floats = Callable[[GraphModule], Collection[Node]]
 def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -> GraphModule:
     """What a runtime of the scheme is given: as its kernels keep weights and biases, and with its kind of outputs."""
     graph = copy.deepcopy(draft)
-    if floats is not None:
-        mixed.leave_in_float(graph, floats(graph))
+    foreign = set(mixed.without_int8(graph))
+    in_float = foreign | mixed.between(graph, foreign) | set(floats(graph) if floats is not None else ())
+    if in_float:
+        mixed.leave_in_float(graph, in_float)
     _free_outputs(graph, scheme)
     open_transposed(graph, scheme)
     _round_weights(graph)
     _round_biases(graph)
     _drop_saturating_activations(graph)
+    mixed.mark(graph)
     for module in graph.modules():  # it knows one mode only, whatever this says; exporters look at it
         module.training = False
     return graph
@@ -56,13 +60,8 @@ def _free_outputs(graph: GraphModule, scheme: Scheme) -> None:
 def _gives_float(graph: GraphModule, dense: Node, scheme: Scheme) -> bool:
     if scheme.float_outputs != "kernel":
         return scheme.float_outputs == "sums"
-    weighted = [node for node in graph.graph.nodes if _is_weighted(node)]
+    weighted = [node for node in graph.graph.nodes if is_weighted(node)]
     return _num_products(graph, dense) <= SMALL * sum(_num_products(graph, node) for node in weighted)
-
-
-def _is_weighted(node: Node) -> bool:
-    operator = OPERATORS.get(str(node.target))
-    return operator is not None and operator.role is Role.WEIGHTED
 
 
 def _num_products(graph: GraphModule, node: Node) -> int:

@@ -17,8 +17,9 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from edgedl.core import Activation
+from edgedl.origin import layer_of
 from edgedl.quantize.operators import OPERATORS, Operator, Role
-from edgedl.quantize.quantizer import is_float, layer_of
+from edgedl.quantize.quantizer import is_float
 
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from typing import TypeAlias, cast
 
+import torch
 from torch.fx import GraphModule, Node
 
+from edgedl.origin import IN_FLOAT, Origin, layer_of, makers, origin
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, QUANTIZE_WEIGHT
 from edgedl.quantize.operators import OPERATORS, Role
-from edgedl.quantize.quantizer import enters, is_float, layer_of
+from edgedl.quantize.quantizer import enters, has_int8_form, is_float
 
 GRIDS = (QUANTIZE, DEQUANTIZE, QUANTIZE_WEIGHT, DEQUANTIZE_WEIGHT)
 HEAVY = (Role.WEIGHTED, Role.MULTIPLIES, Role.LOOKS_UP)
 """What int8 is for; all else follows what it stands behind."""
-
+FENCE = "edgedl-fence"
+"""What operators are called that keep LiteRT's converter from carrying grids on."""
 
 PartOf: TypeAlias = Callable[[Node], str]
 """The name of the part of its network that a heavy operator belongs to."""
@@ -73,6 +77,61 @@ def _in_weighted_kernel(node: Node) -> bool:
     return isinstance(source, Node) and _in_weighted_kernel(source)
 
 
+def without_int8(graph: GraphModule) -> list[Node]:
+    """The operators that have no int8 form, in order."""
+    return [node for node in graph.graph.nodes if _computes(node) and not has_int8_form(node)]
+
+
+def between(graph: GraphModule, floats: Collection[Node]) -> set[Node]:
+    """What only moves values from operators of `floats` to others of them or to the outputs: a grid would cost both
+    time and accuracy there."""
+    found: set[Node] = set()
+    for node in graph.graph.nodes:
+        operator = OPERATORS.get(str(node.target))
+        if _computes(node) and operator is not None and operator.role is Role.MOVES:
+            sources = [source for source in map(_origin, node.all_input_nodes) if _computes(source)]
+            if sources and all(source in floats or source in found for source in sources):
+                found.add(node)
+    for node in reversed(graph.graph.nodes):
+        if node in found and not all(user.op == "output" or user in floats or user in found for user in _readers(node)):
+            found.remove(node)
+    return found
+
+
+def mark(graph: GraphModule) -> None:
+    """Gives each operator without an int8 form a path of its own, in place: by it, it is found again in files."""
+    for node in makers(without_int8(graph)):
+        path = f"{layer_of(node)}.{node.name}{IN_FLOAT}".removeprefix(".")
+        node.meta["nn_module_stack"] = {**(node.meta.get("nn_module_stack") or {}), path: (path, "")}
+
+
+def marked(graph: GraphModule) -> dict[str, Origin]:
+    """Where the operators come from that `mark` has marked, by their paths."""
+    return {path: origin(node) for node in graph.graph.nodes if (path := layer_of(node)).endswith(IN_FLOAT)}
+
+
+def fenced(graph: GraphModule) -> GraphModule:
+    """A copy for LiteRT's converter, which carries grids into operators behind a dequantization, and makes up others.
+
+    It does not beyond a FLOOR: one stands there at each border, by a name that tells that it is to go afterwards.
+    """
+    fenced_graph: GraphModule = copy.deepcopy(graph)
+    for node in list(fenced_graph.graph.nodes):
+        if node.target != DEQUANTIZE:
+            continue
+        behind = [user for user in node.users if user.op == "call_function" and user.target not in GRIDS]
+        readers = [user for user in behind if not has_int8_form(user)]
+        if not readers:
+            continue
+        with fenced_graph.graph.inserting_after(node):
+            fence = fenced_graph.graph.call_function(torch.ops.aten.floor.default, (node,))
+        fence.meta = dict(node.meta) | {"nn_module_stack": {FENCE: (FENCE, "")}}
+        for reader in readers:
+            reader.replace_input_with(node, fence)
+    fenced_graph.recompile()
+    return fenced_graph
+
+
 def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:
     """Takes the grids away between operators of `floats`, in place; at their borders to int8 ones they stay."""
     for node in list(graph.graph.nodes):
@@ -90,6 +149,11 @@ def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:
 
 def _computes(node: Node) -> bool:
     return node.op == "call_function" and node.target not in GRIDS and is_float(node)
+
+
+def _readers(node: Node) -> list[Node]:
+    """What reads a value, behind the nodes that quantize and dequantize it."""
+    return [reader for user in node.users for reader in (_readers(user) if user.target in GRIDS else [user])]
 
 
 def _origin(node: Node) -> Node:

@@ -113,6 +113,22 @@ OPERATORS: dict[str, Operator] = {
     "aten.stack.default": _MOVE,
 }
 
+NEAREST: dict[str, str] = {
+    "aten.cumsum.default": "x @ torch.ones(n, n).triu(), a product with a triangular matrix",
+    "aten.erf.default": "torch.nn.functional.gelu(x), if it is for that",
+    "aten.exp.default": "torch.softmax or torch.sigmoid, if it is for one of them",
+    "aten.log.default": "torch.log_softmax or torch.nn.functional.softplus, if it is for one of them",
+    "aten.where.self": "m * a + (1 - m) * b with a mask of zeros and ones, if the condition is a constant or an input",
+    "aten.masked_fill.Scalar": "x + m in front of a softmax, with -16 in m for what is masked",
+    "aten.var.correction": "((x - x.mean(dim, keepdim=True)) ** 2).mean(dim)",
+    "aten.max.dim": "x.amax(dim), if only values are needed",
+    "aten.min.dim": "x.amin(dim), if only values are needed",
+    "aten.adaptive_max_pool2d.default": "torch.nn.functional.max_pool2d, or x.amax((2, 3)) for one value",
+    "aten.upsample_bilinear2d.vec": 'twice the size without align_corners, or mode = "nearest"',
+    "aten.linear.default": "torch.matmul(x, weight.transpose(-2, -1)) + bias",
+}
+"""Operators that are not in the table, or not with a weight that is given, and what computes the same and is."""
+
 LSTM, GRU = "aten.lstm.input", "aten.gru.input"
 """Whole layers, in the forms that a scheme names in `whole_recurrent`; in all others their cells are written out.
 

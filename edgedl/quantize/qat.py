@@ -18,9 +18,10 @@ from torch import nn
 from torch.fx import Interpreter, Node
 
 from edgedl.core import Task, UsageError
+from edgedl.origin import layer_of
 from edgedl.quantize.folding import Fold, attribute
 from edgedl.quantize.operators import OPERATORS, Role
-from edgedl.quantize.quantizer import ActivationObserver, Grid, Grids, PerChannelWeightObserver, layer_of
+from edgedl.quantize.quantizer import ActivationObserver, Grid, Grids, PerChannelWeightObserver
 from edgedl.quantize.schemes import Scheme
 from edgedl.quantize.simulate import activation_observers, prepare
 
@@ -43,12 +44,13 @@ class FakeQuantized(nn.Module):
         grids: Grids,
         ranges: Literal["learned", "moving"],
         settling: int,
+        float_ops: bool = False,
     ) -> None:
         """Begins with `grids`. Raises `UnsupportedOperator`, and `UsageError` for a weight that cannot be trained."""
         super().__init__()
         self.net, self.settling, self.num_batches = net, settling, 0
         kind = LearnedScale if ranges == "learned" else MovingRange
-        prepared, folds = prepare(net, task, scheme, trained=True)
+        prepared, folds = prepare(net, task, scheme, trained=True, float_ops=float_ops)
         names = {observer: name for name, observer in activation_observers(prepared).items()}
         self.activations = nn.ModuleDict({name: kind(observer, grids[name]) for observer, name in names.items()})
         modules = dict(prepared.named_modules(remove_duplicate=False))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -20,9 +21,10 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgedl import loops
 from edgedl.core import UnsupportedOperator
+from edgedl.origin import NUM_NAMED, counted
 from edgedl.quantize.calibrators import CALIBRATORS, SATURATING, Histogram, mse
 from edgedl.quantize.folding import FILLS, attribute
-from edgedl.quantize.operators import ELEMENTWISE, OPERATORS, TO_NUMBERS, Operator, Role
+from edgedl.quantize.operators import ELEMENTWISE, NEAREST, OPERATORS, TO_NUMBERS, Operator, Role
 from edgedl.quantize.schemes import Scheme
 from edgedl.recurrent import cell_call
 
@@ -43,12 +45,13 @@ Grids: TypeAlias = Mapping[str, Grid]
 class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
     """Annotates every operator of a graph for one scheme, by the table in `operators`.
 
-    Raises `UnsupportedOperator` for an operator on float values that the table does not list.
+    Operators on float values that the table does not list stay in float if `float_ops`; else they raise
+    `UnsupportedOperator`, all together.
     """
 
-    def __init__(self, scheme: Scheme) -> None:
+    def __init__(self, scheme: Scheme, float_ops: bool = False) -> None:
         super().__init__()
-        self.scheme = scheme
+        self.scheme, self.float_ops = scheme, float_ops
         self.activation = self._activation(ActivationObserver)
         self.mixture = self._activation(ActivationObserver.with_args(widened=UNTIED))
         self.table = self._activation(ActivationObserver, symmetric=True)  # runtimes look up nothing else
@@ -56,12 +59,16 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         """Values whose grid is not that of a plain activation, or that keep that of another."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        for node in model.graph.nodes:
-            if node.op != "call_function" or not is_float(node):
-                continue
-            if not enters(node):
-                self._annotate(node, operator_of(node))
-            elif (step := pixel_step(model, node)) and not self.scheme.symmetric_activations:
+        computing = [node for node in model.graph.nodes if node.op == "call_function" and is_float(node)]
+        nodes = [node for node in computing if not enters(node)]
+        foreign = [node for node in nodes if not has_int8_form(node)]
+        if foreign and not self.float_ops:
+            raise _refusal(foreign)
+        for node in nodes:
+            if has_int8_form(node):
+                self._annotate(node, OPERATORS[str(node.target)])
+        for node in filter(enters, computing):
+            if (step := pixel_step(model, node)) and not self.scheme.symmetric_activations:
                 self.grids[node] = self._bounded(0, 256 * step)  # a code a pixel: nothing is lost
         _share_between_steps(model)
         return model
@@ -80,10 +87,7 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         if operator.bounds is not None:
             output = self.grids[node] = self._bounded(*operator.bounds)
         elif operator.role is Role.WEIGHTED:
-            weight = cast("Node", node.args[operator.weight])
-            if _is_given(weight):
-                raise UnsupportedOperator(f"{node.target} with a weight that depends on inputs", layer_of(node))
-            specs[weight] = self._weight(operator.weight_axis)
+            specs[cast("Node", node.args[operator.weight])] = self._weight(operator.weight_axis)
         elif operator.role is Role.LOOKS_UP:
             table = cast("Node", node.args[operator.weight])
             specs[table], output = self.table, SharedQuantizationSpec((table, node))
@@ -169,12 +173,16 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
         self.counts = np.zeros(NUM_BINS)
         self.reach = 0.0
         self.low, self.high = np.inf, -np.inf
+        self.is_finite = True
         self.chosen: Grid | None = None
         """What the value is quantized with in the end."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = x.detach()
         low, high = float(values.min()), float(values.max())
+        if not np.isfinite(high - low):
+            self.is_finite = False
+            return x
         self.low, self.high = min(self.low, low), max(self.high, high)
         reach = 2.0 ** np.ceil(np.log2(max(-low, high, 2.0**-126)))
         if self.reach == 0.0:
@@ -267,12 +275,18 @@ def _last_function(node: Node) -> str:
     return str(users[0].target)
 
 
-def operator_of(node: Node) -> Operator:
-    """The node's row of the table; raises `UnsupportedOperator` with the module that made it."""
-    name = str(node.target)
-    if name not in OPERATORS:
-        raise UnsupportedOperator(name, layer_of(node))
-    return OPERATORS[name]
+def has_int8_form(node: Node) -> bool:
+    """Whether the table lists an operator, and it has a weight of its own if it needs one."""
+    operator = OPERATORS.get(str(node.target))
+    if operator is None:
+        return False
+    return operator.role is not Role.WEIGHTED or not _is_given(cast("Node", node.args[operator.weight]))
+
+
+def is_weighted(node: Node) -> bool:
+    """Whether an operator multiplies by an int8 weight of its own."""
+    operator = OPERATORS.get(str(node.target))
+    return operator is not None and operator.role is Role.WEIGHTED and has_int8_form(node)
 
 
 def enters(value: Node) -> bool:
@@ -311,11 +325,16 @@ def _is_given(value: Node) -> bool:
     return value.op == "placeholder" or any(map(_is_given, value.all_input_nodes))
 
 
-def layer_of(node: Node) -> str:
-    """The path of the module that made a node, such as `features.conv1`; "" for the network itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    return path.removeprefix("L['self']").removeprefix(".")
+def _refusal(nodes: Sequence[Node]) -> UnsupportedOperator:
+    """Names the operators, and for each what is nearest to it and has an int8 form, where that is known."""
+    said = []
+    for found, times in counted(nodes).items():
+        given = " with a weight that depends on inputs" if found.operator in OPERATORS else ""
+        words = f"{replace(found, operator=found.operator + given)}{f', {times} times' if times > 1 else ''}"
+        nearest = NEAREST.get(found.operator)
+        said.append(f"{words}; try {nearest}" if nearest else words)
+    more = [f"{len(said) - NUM_NAMED} more"] if len(said) > NUM_NAMED else []
+    return UnsupportedOperator([*said[:NUM_NAMED], *more])
 
 
 def is_float(node: Node) -> bool:

@@ -18,6 +18,7 @@ from edgedl import graphs, progress
 from edgedl.core import Activation, Split, Task, UsageError
 from edgedl.graph_session import GraphSession
 from edgedl.measure import Scored, evaluate
+from edgedl.origin import Origin, origin
 from edgedl.quantize import forms, mixed, sensitivity
 from edgedl.quantize.choose import Candidate, Trial, choose
 from edgedl.quantize.corrections import correct
@@ -27,7 +28,7 @@ from edgedl.quantize.folding import Fold, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
 from edgedl.quantize.rewrite import REWRITES, rewrite
-from edgedl.quantize.schemes import Form, Scheme
+from edgedl.quantize.schemes import STATIC_FORMS, Form, Scheme
 from edgedl.recurrent import open_recurrent
 from edgedl.torch_session import BATCH_SIZE, TorchSession
 
@@ -101,6 +102,10 @@ class Simulation:
             if node.target == QUANTIZE
         ]
 
+    def float_operators(self) -> dict[str, Origin]:
+        """Operators that are in float for want of an int8 form, by the paths that files have for them."""
+        return mixed.marked(self.graph) if self.form in STATIC_FORMS else {}
+
     def rewrites(self) -> dict[str, int]:
         """What was rewritten into operators of the table, in words, and in how many places."""
         return dict(self.graph.meta.get(REWRITES, {}))
@@ -122,6 +127,7 @@ class Quantization:
     With several `forms`, the best for each target is to be found; else it is of that one. `calibrator`, `corrections`
     and `grids` matter to static forms alone, `group_size` to 4-bit weights. `grids` are those that were learned, by
     scheme; activations of other schemes are calibrated. `blocks` are the parts that form "mixed" leaves in float.
+    With `float_ops`, operators without an int8 form stay in float instead of being refused.
 
     Of a network that is several graphs, each has a plan of its own in `graphs`, all of one form.
     """
@@ -138,10 +144,11 @@ class Quantization:
         weight_bits: int = 8,
         grids: Mapping[str, Grids] = MappingProxyType({}),
         blocks: Collection[str] = (),
+        float_ops: bool = False,
     ) -> None:
         self.net, self.task, self.calibrator, self.corrections = net, task, calibrator, corrections
         self.forms, self.group_size, self.weight_bits = forms, group_size, weight_bits
-        self.grids, self.blocks = grids, blocks
+        self.grids, self.blocks, self.float_ops = grids, blocks, float_ops
         self.simulations: dict[str, Simulation] = {}
         self.calibrated: dict[str, Simulation] = {}
         """Static int8, by scheme."""
@@ -154,6 +161,7 @@ class Quantization:
                 forms=forms,
                 group_size=group_size,
                 weight_bits=weight_bits,
+                float_ops=float_ops,
             )
             for name, part in graphs.tasks(net, task).items()
         }
@@ -222,7 +230,7 @@ class Quantization:
             narrowed = scheme.with_weight_bits(self.weight_bits)
             learned = self.grids.get(scheme.name)
             self.calibrated[scheme.name] = simulate(
-                self.net, self.task, narrowed, self.calibrator, self.corrections, learned
+                self.net, self.task, narrowed, self.calibrator, self.corrections, learned, self.float_ops
             )
         found = self.calibrated[scheme.name]
         return found if found.scheme.runtime == scheme.runtime else found.for_kernels_of(scheme)
@@ -235,12 +243,13 @@ def simulate(
     calibrator: str = "auto",
     corrections: Sequence[str] | Literal["auto"] = (),
     grids: Grids | None = None,
+    float_ops: bool = False,
 ) -> Simulation:
     """Static int8, calibrated on the calibration split; what is "auto" is chosen on validation data.
 
     With `grids`, those of training, nothing is calibrated.
     """
-    prepared, _ = prepare(net, task, scheme, trained=grids is not None)
+    prepared, _ = prepare(net, task, scheme, trained=grids is not None, float_ops=float_ops)
     if grids is not None:
         with torch.no_grad():
             prepared(*_example(task))  # for the observers of weights
@@ -258,6 +267,7 @@ def simulate(
             for batch in task.batches("calibration", BATCH_SIZE):
                 graph(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
                 step(len(next(iter(batch.values()))))
+        _check_finite(graph)
         return graph
 
     def grids_of(candidate: Candidate) -> dict[str, tuple[float, int]]:
@@ -278,7 +288,9 @@ def simulate(
     return Simulation(graph_of(choice), task, scheme, choice, tried, chosen=grids_of(choice), draft=draft_of(choice))
 
 
-def prepare(net: torch.nn.Module, task: Task, scheme: Scheme, trained: bool = False) -> tuple[GraphModule, list[Fold]]:
+def prepare(
+    net: torch.nn.Module, task: Task, scheme: Scheme, trained: bool = False, float_ops: bool = False
+) -> tuple[GraphModule, list[Fold]]:
     """The network's graph with an observer at every value that has a grid, and the batch norms it has folded.
 
     Where it is `trained` all other parameters stay as the network has them.
@@ -288,12 +300,23 @@ def prepare(net: torch.nn.Module, task: Task, scheme: Scheme, trained: bool = Fa
     folds = fold_batch_norms(graph)
     if not trained:
         fold_factors(graph)
-    return prepare_pt2e(graph, TableQuantizer(scheme)), folds
+    return prepare_pt2e(graph, TableQuantizer(scheme, float_ops)), folds
 
 
 def activation_observers(prepared: GraphModule) -> dict[str, ActivationObserver]:
     """By name; one that several values share stands there once."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, ActivationObserver)}
+
+
+def _check_finite(observed: GraphModule) -> None:
+    """Raises `UsageError` for a value that no grid spans: minus infinity, say, where a mask masks."""
+    for node in observed.graph.nodes:
+        observer = observed.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(observer, ActivationObserver) and not observer.is_finite:
+            raise UsageError(
+                f"{origin(node.args[0])}, gives values that are not finite, which no int8 grid spans; take a number "
+                "such as -16 instead of minus infinity"
+            )
 
 
 def export_graph(net: torch.nn.Module, task: Task, whole_recurrent: bool = False) -> GraphModule:

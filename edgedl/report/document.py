@@ -7,19 +7,20 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl import __version__, files, gate, ladder, measure, stats
+from edgedl import __version__, attribution, files, gate, ladder, measure, stats
 from edgedl.core import Artifact, Baseline, Metric, Model, OperatorTime, Session, Target
 from edgedl.devices import local
 from edgedl.gate import Candidate, Verdict
 from edgedl.graph_session import Replay
 from edgedl.ladder import Climb
 from edgedl.measure import ColdStart
+from edgedl.origin import Origin
 from edgedl.recipe import Recipe
 from edgedl.run import SCHEMA, Run
 from edgedl.stats import Speedup
@@ -179,6 +180,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "target": target.label,
         "precision": artifact.precision if artifact else entry.model.precision,
         "in_float": list(entry.model.quantization.blocks) if entry.model.quantization else [],
+        "float_ops": _float_ops(target, entry),
         "rewrites": _rewrites(target, entry),
         "device": None if artifact is None else local.name() if artifact.status == "ok" else _built_for(entry),
         "status": "refused" if refusal and status != "failed" else status,
@@ -201,9 +203,39 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
     }
 
 
+def _float_ops(target: Target, entry: Entry) -> list[dict[str, Any]]:
+    """Operators that the file has in float for want of an int8 form, with their share of the time where it is known."""
+    if entry.artifact is None or entry.climb is None:
+        return []
+    found: dict[Origin, list[float | None]] = {}
+    total = sum(operator.time_ms for operator in entry.operators)
+    for graph, plan in _plans(entry):
+        marked = plan.simulated(target.scheme).float_operators()
+        prefix = f"{graph}/" if graph else ""
+        own = [
+            dataclasses.asdict(operator) | {"name": operator.name.removeprefix(prefix)}
+            for operator in entry.operators
+            if operator.name.startswith(prefix)
+        ]
+        weight = sum(operator["time_ms"] for operator in own) / total if total else 0.0
+        shares = attribution.shares_of(own, entry.artifact.graphs.get(graph, entry.artifact.file), marked)
+        for path, origin in marked.items():
+            share = None if shares is None else weight * shares.get(path, 0.0)
+            found.setdefault(replace(origin, layer=prefix + origin.layer), []).append(share)
+    return [
+        dataclasses.asdict(origin) | {"times": len(shares), "time_share": _sum(shares)}
+        for origin, shares in found.items()
+    ]
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
 def _rewrites(target: Target, entry: Entry) -> dict[str, int]:
     """What was rewritten into operators that the target has, in words, and in how many places."""
-    if entry.artifact is None:
+    if entry.artifact is None or entry.climb is None:
         return {}
     found = Counter(entry.artifact.rewrites)
     for _, plan in _plans(entry):

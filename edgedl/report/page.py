@@ -18,6 +18,7 @@ from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
     figure,
     figure_changes,
+    float_ops_in_words,
     graphs_in_words,
     largest,
     milliseconds,
@@ -178,6 +179,7 @@ def _filled(
         "summary": words.summary,
         "share": share,
         "graphs": graphs_in_words,
+        "float_ops": float_ops_in_words,
         "rewrites": rewrites_in_words,
         "largest": largest,
     }

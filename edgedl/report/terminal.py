@@ -72,9 +72,9 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     for row in report["rows"]:
         if row.get("graphs"):
             console.print(f"{row['target']}, {row['variant']}: {graphs_in_words(row)}")
-    for row in _last_rows(report):
-        if said := rewrites_in_words(row):
-            console.print(f"{row['target']}, {row['variant']}: {said}")
+    for in_words in (float_ops_in_words, rewrites_in_words):
+        for row in {row["target"]: row for row in report["rows"] if in_words(row)}.values():  # the best such file
+            console.print(f"{row['target']}, {row['variant']}: {in_words(row)}")
     if said := sparsity_in_words(report):
         console.print(said)
     for missed in missed_goals(report):
@@ -335,16 +335,26 @@ def sparsity_in_words(report: Mapping[str, Any]) -> str | None:
     )
 
 
+def float_ops_in_words(row: Mapping[str, Any]) -> str | None:
+    """Which operators stay in float, whose they are, and what they take; None without any."""
+    found = row.get("float_ops") or ()  # which older runs lack
+    if not found:
+        return None
+    said = []
+    for operator in found:
+        place = operator["layer"] or "the network itself"
+        line = f" ({operator['line']})" if operator["line"] else ""
+        times = f", {operator['times']} times" if operator["times"] > 1 else ""
+        taken = "" if operator["time_share"] is None else f", {share(operator['time_share'])} of the time"
+        said.append(f"{operator['operator']} of {place}{line}{times}{taken}")
+    return f"in float, for want of an int8 form: {'; '.join(said)}"
+
+
 def rewrites_in_words(row: Mapping[str, Any]) -> str | None:
     """What was rewritten for the target; None if nothing was."""
     found = row.get("rewrites") or {}  # which older runs lack
     said = [f"{words} ({places} place{'s' if places != 1 else ''})" for words, places in found.items()]
     return f"rewritten: {', '.join(said)}" if said else None
-
-
-def _last_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The judged file of each target."""
-    return list({row["target"]: row for row in report["rows"]}.values())
 
 
 def missed_goals(report: Mapping[str, Any]) -> list[str]:

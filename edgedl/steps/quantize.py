@@ -153,6 +153,7 @@ class Quantize(LearningStep):
             group_size=self.group_size,
             weight_bits=self.weight_bits,
             grids=metrics.get("grids", {}),
+            float_ops=model.float_ops,
         )
         return model.after(self, metrics, net=net, quantization=plan)
 
@@ -167,9 +168,10 @@ class Quantize(LearningStep):
 
         scheme = {"affine": schemes.AFFINE, "symmetric": schemes.SYMMETRIC}[self.scheme]
         scheme = scheme.with_weight_bits(self.weight_bits)
-        grids = simulate(model.net, task, scheme, self.calibrator).chosen
+        grids = simulate(model.net, task, scheme, self.calibrator, float_ops=model.float_ops).chosen
         num_batches = self.epochs * math.ceil(len(next(iter(task.arrays("train").values()))) / self.batch_size)
-        start = qat.FakeQuantized(model.net, task, scheme, grids, self.ranges, round(self.settle * num_batches))
+        settling = round(self.settle * num_batches)
+        start = qat.FakeQuantized(model.net, task, scheme, grids, self.ranges, settling, model.float_ops)
         before = evaluate(TorchSession(start, task), task, "validation").score
         taught = answers_of(model.teacher or model.net, task)
         trained, history = self.fit(start, task, imitation(taught, task, self.temperature, self.weight))

@@ -37,16 +37,17 @@ class TensorRT(Target):
         import onnx
 
         from edgedl import onnx_forms
-        from edgedl.onnx_export import export_onnx
+        from edgedl.onnx_export import export_onnx, naming_operators
 
-        file = folder / "model.onnx"
-        export_onnx(self.graph(model), task, file, batch_size)
+        file, graph = folder / "model.onnx", self.graph(model)
+        export_onnx(graph, task, file, batch_size)
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(file)
         check_onnx(file)
         versions = {"onnx": onnx.__version__}
         if (rtx := _tensorrt_rtx()) is not None:
-            build_engine(rtx, file, sparse=model.sparse)
+            with naming_operators(file, graph, task, batch_size):
+                build_engine(rtx, file, sparse=model.sparse)
             versions["checked_by"] = describe(rtx)
         script = folder / "build.sh"
         script.write_text(build_script(model.sparse))
@@ -64,7 +65,8 @@ class TensorRT(Target):
                 built_for="any GPU of TensorRT 10 or 11, once build.sh has run on it",
             )
         engine = folder / "model.engine"
-        engine.write_bytes(build_engine(tensorrt, file, sparse=model.sparse))
+        with naming_operators(file, graph, task, batch_size):
+            engine.write_bytes(build_engine(tensorrt, file, sparse=model.sparse))
         return Artifact(
             file=engine,
             precision=model.precision,

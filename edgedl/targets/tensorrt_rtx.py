@@ -37,13 +37,14 @@ class TensorRTRTX(Target):
         import tensorrt_rtx
 
         from edgedl import onnx_forms
-        from edgedl.onnx_export import export_onnx
+        from edgedl.onnx_export import export_onnx, naming_operators
 
-        source, engine = folder / "model.onnx", folder / "model.rtx"
-        export_onnx(self.graph(model), task, source, batch_size)
+        source, engine, graph = folder / "model.onnx", folder / "model.rtx", self.graph(model)
+        export_onnx(graph, task, source, batch_size)
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(source)
-        engine.write_bytes(build_engine(tensorrt_rtx, source, self.compute_capabilities, sparse=model.sparse))
+        with naming_operators(source, graph, task, batch_size):
+            engine.write_bytes(build_engine(tensorrt_rtx, source, self.compute_capabilities, sparse=model.sparse))
         versions = {"onnx": onnx.__version__, "tensorrt-rtx": tensorrt_rtx.__version__}
         gpu, reason = find_gpu(), why_no_gpu()
         if gpu is not None:

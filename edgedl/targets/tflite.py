@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
 from edgedl.litert import LiteRTSession
+from edgedl.origin import origin
 from edgedl.quantize.schemes import LITERT, STATIC_FORMS, Form, Scheme
 
 if TYPE_CHECKING:
@@ -51,16 +52,20 @@ class TFLite(Target):
 
         from edgedl.loops import with_loops
         from edgedl.onnx_export import example_inputs
+        from edgedl.quantize import mixed
         from edgedl.recurrent import open_recurrent
         from edgedl.transposed import finished
 
         graph = open_recurrent(self.graph(model))
+        if model.precision in STATIC_FORMS:
+            graph = mixed.fenced(cast("torch.fx.GraphModule", graph))
         file = folder / "model.tflite"
-        with _conversion_of_ours(list(task.inputs), list(task.outputs)), _converting_transposed(model.precision):
+        ours = _conversion_of_ours(list(task.inputs), list(task.outputs))
+        with ours as lowered, _converting_transposed(model.precision):
             try:
                 converted = litert_torch.convert(graph, example_inputs(task, batch_size))
-            except (RuntimeError, ValueError, NotImplementedError) as error:
-                raise TargetError(f"litert-torch cannot convert the network: {_first_line(error)}") from error
+            except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+                raise TargetError(f"litert-torch cannot convert {_failed(error, lowered)}") from error
             stored, rewrites = _stored(converted.model_content(), model.precision)
             content = with_loops(finished(stored))
         file.write_bytes(content)  # by Python, whose error names a full disk
@@ -84,6 +89,7 @@ def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:
     if precision in ("fp16", "mixed"):
         _store_in_half(graph)
     if precision in STATIC_FORMS:
+        _drop_fences(graph)
         if num_in_float := _compute_in_float(graph, ("GELU", "HARD_SWISH", "SQRT", "RSQRT")):
             rewrites["GELUs, hard swishes and roots computed in float between int8 values"] = num_in_float
     if not _dequantize_images(graph) and precision == "fp32":
@@ -149,6 +155,21 @@ def _pack_four_bits(graph: Flatbuffer) -> None:
             tensor.type = graph.schema.TensorType.INT4
 
 
+def _drop_fences(graph: Flatbuffer) -> None:
+    """Takes out what `mixed.fenced` has put in."""
+    from edgedl.quantize.mixed import FENCE
+
+    kept, behind = [], dict[int, int]()
+    for operator in graph.operators:
+        if graph.kind(operator) == "FLOOR" and FENCE in graph.name(operator):
+            behind[int(operator.outputs[0])] = int(operator.inputs[0])
+        else:
+            kept.append(operator)
+    graph.operators = kept
+    for operator in kept:
+        operator.inputs = [behind.get(int(index), int(index)) for index in operator.inputs]
+
+
 def _compute_in_float(graph: Flatbuffer, kinds: tuple[str, ...]) -> int:
     """Puts operators that XNNPACK has no int8 kernel for between grids, in float, so that it can keep them.
 
@@ -200,8 +221,10 @@ def _store_in_half(graph: Flatbuffer) -> None:
 
 
 @contextmanager
-def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]:
+def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[list[torch.fx.Node]]:
     """Makes the converter take the graph's quantization as it stands, the task's names, and modules' paths as names.
+
+    Gives a list of the operators that it has come to.
 
     In its default mode litert-torch leaves float kernels between Q/DQ pairs; in the modes that its
     public options reach it makes scales of its own where it finds none, and int8 inputs and outputs.
@@ -238,10 +261,16 @@ def _conversion_of_ours(inputs: list[str], outputs: list[str]) -> Iterator[None]
             kept.append(tensor)
             return by_place.from_tensor(tensor)
 
-    litert_converter.converter_api_ext, debuginfo.build_mlir_debuginfo = Ours(), _module_path
+    lowered: list[torch.fx.Node] = []
+
+    def named(node: torch.fx.Node) -> str | None:
+        lowered.append(node)
+        return _module_path(node)
+
+    litert_converter.converter_api_ext, debuginfo.build_mlir_debuginfo = Ours(), named
     inline_consts._ConstantFingerprint = Kept
     try:
-        yield
+        yield lowered
     finally:
         litert_converter.converter_api_ext, debuginfo.build_mlir_debuginfo = api, by_classes
         inline_consts._ConstantFingerprint = by_place
@@ -280,6 +309,13 @@ def _converting_transposed(precision: str) -> Iterator[None]:
         for table, entries in zip(tables, before, strict=True):
             for overload, made_of in entries.items():
                 table[overload] = made_of
+
+
+def _failed(error: Exception, lowered: list[torch.fx.Node]) -> str:
+    """The operator at which a conversion has failed, as far as that is known, and why."""
+    last = lowered[-1] if lowered else None
+    at_last = last is not None and f"%{last.name} " in str(error)
+    return f"{origin(last) if last is not None and at_last else 'the network'}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
