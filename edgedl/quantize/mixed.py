@@ -79,7 +79,7 @@ def _in_weighted_kernel(node: Node) -> bool:
 
 def without_int8(graph: GraphModule) -> list[Node]:
     """The operators that have no int8 form, in order."""
-    return [node for node in graph.graph.nodes if _computes(node) and not has_int8_form(node)]
+    return [node for node in graph.graph.nodes if _computes(node) and not has_int8_form(node) and not enters(node)]
 
 
 def between(graph: GraphModule, floats: Collection[Node]) -> set[Node]:

@@ -60,15 +60,13 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
 
     def annotate(self, model: GraphModule) -> GraphModule:
         computing = [node for node in model.graph.nodes if node.op == "call_function" and is_float(node)]
-        nodes = [node for node in computing if not enters(node)]
-        foreign = [node for node in nodes if not has_int8_form(node)]
+        foreign = [node for node in computing if not has_int8_form(node) and not enters(node)]
         if foreign and not self.float_ops:
             raise _refusal(foreign)
-        for node in nodes:
-            if has_int8_form(node):
+        for node in computing:
+            if not enters(node) and has_int8_form(node):
                 self._annotate(node, OPERATORS[str(node.target)])
-        for node in filter(enters, computing):
-            if (step := pixel_step(model, node)) and not self.scheme.symmetric_activations:
+            elif enters(node) and (step := pixel_step(model, node)) and not self.scheme.symmetric_activations:
                 self.grids[node] = self._bounded(0, 256 * step)  # a code a pixel: nothing is lost
         _share_between_steps(model)
         return model
