@@ -29,10 +29,9 @@ from edgedl.quantize.schemes import Scheme
 from edgedl.recurrent import cell_call
 
 NUM_BINS = 8192
-UNTIED = 1.0079
+UNTIED = 1 + 2**-7
 """What the range of a sum or a mean is widened by. With scales in a ratio such as 1 to 2, half of all
-results would lie exactly between two codes, where runtimes round apart. No code lies there that is moved
-from one grid to the other, which 1 + 1/128 would do to code 64, as when a number is multiplied with a sum."""
+results would lie exactly between two codes, where runtimes round apart."""
 SMALLEST_SCALE = 2.0**-120
 """For a tensor of zeros: still a normal float32, and so are its products with other scales."""
 
