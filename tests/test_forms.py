@@ -91,14 +91,14 @@ class StepByStep(nn.Module):
 
 
 class Flattened(nn.Module):
-    """A dense layer on the rows of all samples at once."""
+    """A dense layer on the rows of all samples at once, which are not rows behind it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dense = nn.Linear(16, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dense(x.reshape(-1, 16)).reshape(-1, 7, 8)
+        return self.dense(x.reshape(-1, 16)).reshape(-1, 56)
 
 
 class Tokens(Noise):

@@ -179,5 +179,5 @@ def test_keywords_refuses_bad_folders(tmp_path):
     (folder / "no" / "0_nohash_0.wav").unlink()
     assert f"{folder / 'no'}: no WAV files of the test split in it" in refusal(task)
     (folder / "testing_list.txt").write_bytes(b"caf\xe9/1.wav")
-    assert "testing_list.txt: no UTF-8: byte 3 is 0xe9" in refusal(task)
+    assert "testing_list.txt:1: no UTF-8: byte 3 is 0xe9" in refusal(task)
     assert f"{folder / 'up'}: no such folder; the recordings of 'up'" in refusal(Keywords(folder=str(folder)))

@@ -141,7 +141,7 @@ def test_damaged_folders_of_texts_are_named(tmp_path):
         Language(folder=str(tmp_path / "empty")).arrays("train")
     with pytest.raises(DataError, match=r"short: 0 characters are too few for the test split: it takes 97"):
         Language(folder=str(tmp_path / "short")).arrays("test")
-    with pytest.raises(DataError, match=r"b\.txt: no UTF-8: byte 6 is 0xe9"):
+    with pytest.raises(DataError, match=r"b\.txt:1: no UTF-8: byte 6 is 0xe9"):
         Language(folder=str(tmp_path / "latin")).arrays("train")
     with pytest.raises(ValueError, match="prompt = 8 leaves nothing of context = 8"):
         Language(context=8, prompt=8)

@@ -129,7 +129,7 @@ def test_damaged_lines_are_named(nodes, edges, said, tmp_path):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     task = write(tmp_path, *papers())
     (tmp_path / "edges.txt").write_bytes(b"p0 p1\xff")
-    with pytest.raises(DataError, match=r"edges\.txt: no UTF-8: byte 5 is 0xff"):
+    with pytest.raises(DataError, match=r"edges\.txt:1: no UTF-8: byte 5 is 0xff"):
         task.arrays("train")
     (tmp_path / "nodes.txt").unlink()
     with pytest.raises(DataError, match=r"nodes\.txt: cannot be read"):

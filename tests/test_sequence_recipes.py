@@ -142,7 +142,7 @@ def test_damaged_reviews_are_named(tmp_path):
         Text(folder=str(tmp_path / "absent")).arrays("train")
     folder = reviews(tmp_path / "latin")
     (folder / "test/pos/3_7.txt").write_bytes("un café".encode("latin-1"))
-    with pytest.raises(DataError, match=r"test/pos/3_7\.txt: no UTF-8: byte 6 is 0xe9"):
+    with pytest.raises(DataError, match=r"test/pos/3_7\.txt:1: no UTF-8: byte 6 is 0xe9"):
         Text(folder=str(folder)).arrays("train")
     folder = reviews(tmp_path / "empty", num=0)
     with pytest.raises(DataError, match=r"the train split of .*empty is empty"):
@@ -210,7 +210,7 @@ def test_both_files_of_movielens_say_the_same(tmp_path):
         (b"1\t2\t3\t0\n1\t3\n", r"u\.data:2: '1\\t3' is no user, item and rating"),
         (b"1\t2\t3\t0\n", r"u\.data: 1 ratings are too few"),
         (b"userId,rating\n1,2\n", r"u\.data: no column movieId, and no tabs"),
-        (b"\xff\xfe", r"u\.data: no UTF-8: byte 0 is 0xff"),
+        (b"\xff\xfe", r"u\.data:1: no UTF-8: byte 0 is 0xff"),
     ],
 )
 def test_damaged_ratings_are_named_with_the_line(content, said, tmp_path):

@@ -147,7 +147,7 @@ def test_bad_transcripts_are_named_with_the_line(tmp_path):
     (file.parent / "84-121-0099.flac").write_bytes(b"fLaC")
     assert "84-121-0099.flac: FLAC is not read here; make WAV files of it" in refusal(task)
     file.write_bytes("84-121-0002 café".encode("latin-1"))
-    assert "84-121.trans.txt: no UTF-8: byte 15 is 0xe9" in refusal(task)
+    assert "84-121.trans.txt:1: no UTF-8: byte 15 is 0xe9" in refusal(task)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

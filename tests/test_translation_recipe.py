@@ -259,5 +259,5 @@ def test_a_file_of_pairs_that_is_no_text_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.txt: cannot be read: No such file"):
         Translation(file=str(tmp_path / "none.txt")).arrays("train")
     (tmp_path / "latin.txt").write_bytes("Go.\tÇa va".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.txt: no UTF-8: byte 4 is 0xc7"):
+    with pytest.raises(DataError, match=r"latin\.txt:1: no UTF-8: byte 4 is 0xc7"):
         Translation(file=str(tmp_path / "latin.txt")).arrays("train")
