@@ -344,3 +344,25 @@ def test_symmetric_zero_points_are_zero_and_grids_are_recorded(scheme):
         assert all(grid["zero_point"] == 0 for grid in grids)
     else:
         assert any(grid["zero_point"] != 0 for grid in grids)
+
+
+class Products(nn.Module):
+    """Attention with keys and values of their own, a product with what no activation is negative of, and a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attended = torch.softmax(self.query(x) @ self.key(x).transpose(1, 2), -1) @ self.value(x)
+        return (attended @ torch.relu(self.key(x)).transpose(1, 2)).mean(1)
+
+
+def test_right_sides_of_products_have_their_zero_in_the_middle():
+    torch.manual_seed(0)
+    net = Products().eval()
+    graph = simulate(net, Noise(shape=(12, 16)), AFFINE, "min-max").graph
+    products = [node for node in graph.graph.nodes if str(node.target) == "aten.matmul.default"]
+    zeros = [[side.args[2] for side in node.args] for node in products]
+    assert [right for _, right in zeros] == [0, 0, -128]  # behind a ReLU all codes are for positive numbers
+    assert zeros[0][0] != 0

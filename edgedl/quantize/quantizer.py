@@ -54,6 +54,7 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         self.activation = self._activation(ActivationObserver)
         self.mixture = self._activation(ActivationObserver.with_args(widened=UNTIED))
         self.table = self._activation(ActivationObserver, symmetric=True)  # runtimes look up nothing else
+        self.centered_mixture = self._activation(ActivationObserver.with_args(widened=UNTIED), symmetric=True)
         self.grids: dict[Node, Any] = {}
         """Values whose grid is not that of a plain activation, or that keep that of another."""
 
@@ -62,6 +63,7 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         foreign = [node for node in computing if not has_int8_form(node) and not enters(node)]
         if foreign and not self.float_ops:
             raise _refusal(foreign)
+        self._center_factors(computing)
         for node in computing:
             if not enters(node) and has_int8_form(node):
                 self._annotate(node, OPERATORS[str(node.target)])
@@ -69,6 +71,21 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
                 self.grids[node] = self._bounded(0, 256 * step)  # a code a pixel: nothing is lost
         _share_between_steps(model)
         return model
+
+    def _center_factors(self, nodes: Sequence[Node]) -> None:
+        """Gives the right sides of products of matrices a grid around zero: XNNPACK takes no other in a batch.
+
+        Not what no value of is negative, which would lose a bit.
+        """
+        for node in nodes:
+            if str(node.target) not in ("aten.matmul.default", "aten.bmm.default"):
+                continue
+            made = cast("Node", node.args[1])
+            while (row := OPERATORS.get(str(made.target))) is not None and row.role is Role.MOVES:
+                made = made.all_input_nodes[0]
+            if row is None or (row.bounds is None and row.role not in (Role.ACTIVATES, Role.LOOKS_UP)):
+                is_sum = row is not None and row.role is Role.COMPUTES
+                self.grids[made] = self.centered_mixture if is_sum else self.table
 
     def validate(self, model: GraphModule) -> None:
         """Nothing is left to check: `annotate` refuses what the table does not list."""
@@ -80,6 +97,8 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
             inputs = [source for source in inputs if source.op != "get_attr"]
         specs: dict[Node, Any] = {source: self.grids.get(source, self.activation) for source in inputs}
         output: Any = self.mixture if operator.role is Role.COMPUTES else self.activation
+        if self.grids.get(node) in (self.table, self.centered_mixture) and operator.role is not Role.MOVES:
+            output = self.grids[node]
         joined = operator.role is Role.ACTIVATES and joins_producer(node)
         if operator.bounds is not None:
             output = self.grids[node] = self._bounded(*operator.bounds)
