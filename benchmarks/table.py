@@ -105,7 +105,7 @@ def zoo(results: dict[str, Any]) -> str:
     about = (
         f"{len(rows)} architectures of `transformers`, small and trained for seconds on made-up tasks, so that nothing "
         f"is downloaded: {whole} go through every stage to files of every target. "
-        f"{_pace(shipped)}{sum(exact)} of {len(exact)} "
+        f"{_tried(rows)}{_pace(shipped)}{sum(exact)} of {len(exact)} "
         "static int8 files for LiteRT and onnxruntime repeat every int8 value of their simulation. dB: static int8 "
         "over the whole test split, against the float network that was quantized; of TensorRT-RTX's, onnxruntime "
         "answers by the file that the engine is made "
@@ -147,6 +147,16 @@ def zoo(results: dict[str, Any]) -> str:
     ):
         lines += ["", f"## {title}", "", *said] if said else []
     return "\n".join(lines) + "\n"
+
+
+def _tried(rows: Sequence[Row]) -> str:
+    """What int8 could be, where that was not all that edgedl has."""
+    plain = [row["architecture"] for row in rows if row["method"] == "ptq"]
+    return (
+        f"Of {'all' if len(plain) == len(rows) else ', '.join(plain)} plain static int8 alone was tried. "
+        if plain
+        else ""
+    )
 
 
 def _pace(shipped: Sequence[float]) -> str:

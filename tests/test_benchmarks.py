@@ -353,6 +353,7 @@ def test_the_table_of_architectures_says_what_ships_and_where_int8_parts():
     row = {
         "architecture": "bert",
         "kind": "encoder",
+        "method": "auto",
         "stages": {"int8": {"targets": [target]}, "half": {"failed": "x"}},
     }
     text = table.zoo({"device": {"name": "a machine"}, "rows": [row]})
