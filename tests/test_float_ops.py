@@ -24,7 +24,7 @@ from edgedl.quantize.simulate import Quantization, export_graph, simulate
 from edgedl.report import page, terminal
 from edgedl.run import read_report
 from edgedl.torch_session import TorchSession
-from tests.toys import Noise
+from tests.toys import Apply, Noise
 
 QUICK: dict[str, Any] = {
     "steps": [{"use": "quantize", "method": "ptq", "calibrator": "min-max", "corrections": []}],
@@ -52,15 +52,6 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.body["odd"](functional.silu(self.first(x))))
-
-
-class Apply(nn.Module):
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.function(*inputs)
 
 
 def made(net: nn.Module) -> nn.Module:

@@ -28,8 +28,8 @@ from edgedl.steps.prune import Prune
 from edgedl.steps.train import Train
 from edgedl.tasks.digits import Digits
 from edgedl.torch_session import TorchSession
-from tests.test_quantize_operators import Apply, assert_repeats, deployed, target_of
-from tests.toys import Noise, Residual
+from tests.test_quantize_operators import assert_repeats, deployed, target_of
+from tests.toys import Apply, Noise, Residual
 
 torch.manual_seed(0)  # for the weights of the networks below
 

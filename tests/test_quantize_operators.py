@@ -19,22 +19,11 @@ from edgedl.quantize.operators import OPERATORS
 from edgedl.quantize.schemes import AFFINE, LITERT, SYMMETRIC
 from edgedl.quantize.simulate import Quantization, activation_observers, export_graph, prepare, simulate
 from edgedl.torch_session import TorchSession
-from tests.toys import Noise, Residual
+from tests.toys import Apply, Noise, Residual
 
 torch.manual_seed(0)  # for the weights of the networks below
 
 IMAGE, SEQUENCE, FEATURES = (8, 10, 10), (8, 20), (24,)
-
-
-class Apply(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.function(*inputs)
 
 
 def between(*layers: nn.Module, channels: int = 8) -> nn.Sequential:

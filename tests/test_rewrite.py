@@ -13,7 +13,7 @@ from edgedl.quantize.operators import OPERATORS
 from edgedl.quantize.schemes import AFFINE, LITERT
 from edgedl.quantize.simulate import Quantization, export_graph
 from tests.test_quantize_operators import assert_repeats, deployed, target_of
-from tests.toys import Noise
+from tests.toys import Apply, Noise
 
 
 class Masked(nn.Module):
@@ -89,15 +89,6 @@ class Place(nn.Module):
         return scores @ heads + scores
 
 
-class Function(nn.Module):
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
-
-
 torch.manual_seed(0)
 NETWORKS = {
     "a mask that masks": (Masked(masks=True), (8, 20)),
@@ -116,9 +107,9 @@ NETWORKS = {
     "a Mish": (nn.Mish(), (8, 20)),
     "a log-sigmoid": (nn.LogSigmoid(), (8, 20)),
     "a GLU": (nn.GLU(1), (8, 20)),
-    "magnitudes": (Function(lambda x: x.abs() - x.amin(1, keepdim=True)), (8, 20)),
-    "an inverse": (Function(lambda x: (x * x + 1).reciprocal()), (8, 20)),
-    "one bound": (Function(lambda x: x.clamp_min(0.5)), (8, 20)),
+    "magnitudes": (Apply(lambda x: x.abs() - x.amin(1, keepdim=True)), (8, 20)),
+    "an inverse": (Apply(lambda x: (x * x + 1).reciprocal()), (8, 20)),
+    "one bound": (Apply(lambda x: x.clamp_min(0.5)), (8, 20)),
     "rounding up to what fits": (nn.AvgPool2d(2, ceil_mode=True), (8, 10, 10)),
 }
 

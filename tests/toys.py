@@ -64,3 +64,14 @@ class Places(nn.Module):
         x = self.dense(x)
         y: torch.Tensor = self.norm(x.flatten(0, 1)).reshape_as(x)
         return y
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(*inputs)
