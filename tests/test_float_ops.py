@@ -24,6 +24,7 @@ from edgedl.quantize.simulate import Quantization, export_graph, simulate
 from edgedl.report import page, terminal
 from edgedl.run import read_report
 from edgedl.torch_session import TorchSession
+from tests import toys
 from tests.toys import Apply, Noise
 
 QUICK: dict[str, Any] = {
@@ -63,9 +64,9 @@ def made(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-def line_of(text: str) -> int:
+def line_of(text: str, file: str = __file__) -> int:
     """Where in this file a line is."""
-    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
     (number,) = (number for number, line in enumerate(lines, 1) if line.strip() == text)
     return number
 
@@ -279,7 +280,7 @@ def test_what_a_converter_or_builder_refuses_is_named_with_its_line(use, functio
     with pytest.raises(TargetError) as caught:
         target_of(use).build(Model(net=made(Net(Apply(function)))), Noise(shape=(24,)), tmp_path, 1)
     assert operator in str(caught.value)
-    assert f"{Path(__file__).name}:{line_of('return self.function(*inputs)')}: " in str(caught.value)
+    assert f"toys.py:{line_of('return self.function(*inputs)', toys.__file__)}: " in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
