@@ -256,6 +256,7 @@ def test_a_network_of_ones_own_on_the_command_line(tmp_path):
         (("--model", "my_model:build"), "there is no data"),
         (("--model", "absent:build", "--data", "data.npz"), "cannot import absent: No module named"),
         (("--model", "my_model:build", "--data", "absent.npz"), "absent.npz: no such file"),
+        (("--model", "my_model:build", "--data", "data.npz", "--metric", "my_model:hits"), "my_model has no hits"),
         (("--model", "my_model:build", "--data", "absent.npz", "--int8", "--fp16"), "two ways to store weights"),
         (("--model", "model.onnx", "--data", "x.npz", "--weights", "w.safetensors"), "has its weights"),
     ],

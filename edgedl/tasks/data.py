@@ -335,7 +335,13 @@ class Data(Task):
     @property
     def _prepared(self) -> Prepared:
         wanted = self._wanted()
-        return self._given.once("prepared", (self._reading, wanted), lambda: prepare(self._records, wanted))
+        return self._given.once("prepared", (self._reading, wanted), lambda: self._prepare(wanted))
+
+    def _prepare(self, wanted: Wanted) -> Prepared:
+        for source in (self.metric_name, self.loss_name):
+            if source is not None and ":" in source:
+                plugins.function(source)  # before anything is made that would need it in the end
+        return prepare(self._records, wanted)
 
     @property
     def _records(self) -> Mapping[str, Records]:
