@@ -102,8 +102,9 @@ def beside_peer(row: Row, source: Path, file: Path, cache: Path) -> Row:
     built: list[tuple[Row, Path]] = [({"peer": "float", "file": FLOAT_FILES["tflite"]}, source / FLOAT_FILES["tflite"])]
     built += [({"peer": "edgedl", "file": "auto.tflite"}, file)]
     built += [({"peer": PEER, "file": name} | facts, output / name) for name, facts in made.items()]
-    judge(SUBJECTS[row["network"]], source, built)
-    metric, reference = SUBJECTS[row["network"]].task.metric, built[0][0]["reference_score"]
+    subject = SUBJECTS[row["network"]]
+    judge(subject.task, *networks.reference(subject, source), built)
+    metric, reference = subject.task.metric, built[0][0]["reference_score"]
     sound = [
         own for own, _ in built[2:] if "failed" not in own and metric.drop(reference, own["score"]) <= row["limit"]
     ]

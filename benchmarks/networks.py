@@ -221,11 +221,9 @@ def prepare(name: str, seed: int, folder: Path) -> Path:
     training.seed(seed)
     net = subject.train.apply(Model(net=subject.network.build(subject.task)), subject.task).net
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / "weights.safetensors")
-    arrays = subject.task.arrays("calibration")
-    calibration: dict[str, Any] = {name: arrays[name] for name in subject.task.inputs}
-    np.savez(folder / "calibration.npz", **calibration)
+    save_calibration(subject.task, folder / "calibration.npz")
     seconds = {use: _export(use, net, subject.task, folder / name) for use, name in FLOAT_FILES.items()}
-    seconds["converted"] = _convert(net, subject.task, folder / CONVERTED)
+    seconds["converted"] = convert(net, subject.task, folder / CONVERTED)
     seconds["pt2"] = _export_program(net, subject.task, folder / "float.pt2")
     facts = {"name": name, "configuration": subject.configuration, "seed": seed, "export_seconds": seconds}
     about.write_text(json.dumps(facts, indent=1) + "\n")
@@ -258,7 +256,15 @@ def _export(use: str, net: nn.Module, task: Task, file: Path) -> float:
     return seconds
 
 
-def _convert(net: nn.Module, task: Task, file: Path) -> float:
+def save_calibration(task: Task, file: Path) -> None:
+    """Writes the inputs of the calibration split, by name."""
+    arrays = task.arrays("calibration")
+    calibration: dict[str, Any] = {name: arrays[name] for name in task.inputs}
+    np.savez(file, **calibration)
+
+
+def convert(net: nn.Module, task: Task, file: Path) -> float:
+    """Writes the .tflite file that litert-torch makes by itself; returns the seconds that it took."""
     import litert_torch
 
     start = time.perf_counter()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import environments, networks
-from benchmarks.networks import BATCH_SIZE, CONVERTED, FLOAT_FILES, SUBJECTS, Subject
+from benchmarks.networks import BATCH_SIZE, CONVERTED, FLOAT_FILES, SUBJECTS
 from benchmarks.rows import CACHE, Row, read, say, write
 from edgedl import measure, plugins, stats
 from edgedl.core import Batch, Bench, EdgedlError, Session, Target, TargetError, Task, TensorSpec
@@ -32,6 +32,9 @@ BENCH = Bench(batch_size=BATCH_SIZE, min_seconds=0.5, rounds=10)
 MAX_SECONDS = 600
 """For one peer on one network; what is not written by then has failed."""
 
+SHORTER = {"int64": "int32"}
+"""What a .tflite file may take instead."""
+
 KEY = ("network", "seed", "peer", "file")
 
 
@@ -43,7 +46,7 @@ class Adapted:
         self.inputs: Mapping[str, TensorSpec] = task.input_specs(BATCH_SIZE)
         self.outputs = dict(zip(task.outputs, session.outputs, strict=True))
         for (name, spec), own in zip(session.inputs.items(), self.inputs.values(), strict=True):
-            if spec.shape != own.shape or spec.dtype not in (own.dtype, "int8"):
+            if spec.shape != own.shape or spec.dtype not in (own.dtype, "int8", SHORTER.get(own.dtype)):
                 raise TargetError(f"input {name} is {spec.dtype} {spec.shape}, not {own.dtype} {own.shape}")
         self.grids = _grids(session)
 
@@ -54,8 +57,8 @@ class Adapted:
     def fed(self, batch: Batch) -> Batch:
         """The task's arrays as the file itself takes them."""
         return {
-            own: self._codes(own, np.ascontiguousarray(batch[name]))
-            for name, own in zip(self.inputs, self.session.inputs, strict=True)
+            own: self._codes(own, np.ascontiguousarray(batch[name])).astype(spec.dtype, copy=False)
+            for name, (own, spec) in zip(self.inputs, self.session.inputs.items(), strict=True)
         }
 
     def _codes(self, name: str, values: np.ndarray) -> np.ndarray:
@@ -134,7 +137,7 @@ def compare(name: str, seed: int, wanted: Mapping[str, Sequence[str]], cache: Pa
             begin = begins.get(peer, export_seconds[RUNTIMES[Path(file).suffix]])
             files[len(rows)] = output / file
             rows.append({"network": name, "seed": seed, "peer": peer, "file": file, "export_seconds": begin} | facts)
-    judge(subject, source, [(row, files[index]) for index, row in enumerate(rows)])
+    judge(subject.task, *networks.reference(subject, source), [(row, files[index]) for index, row in enumerate(rows)])
     return rows
 
 
@@ -169,10 +172,11 @@ def compress(peer: str, source: Path, output: Path, names: Sequence[str], cache:
     return {name: json.loads(file.read_text()) for name, file in facts.items()}
 
 
-def judge(subject: Subject, source: Path, built: Sequence[tuple[Row, Path]]) -> None:
-    """Adds to every row what its file is worth, or why it failed; files of one runtime are timed in turn."""
-    task = subject.task
-    reference, score = networks.reference(subject, source)
+def judge(task: Task, reference: Batch, score: float, built: Sequence[tuple[Row, Path]]) -> None:
+    """Adds to every row what its file is worth, or why it failed; files of one runtime are timed in turn.
+
+    `reference` and `score` are the float network's in PyTorch over the whole test split.
+    """
     for suffix, use in RUNTIMES.items():
         target = plugins.load("targets", use).model_validate({"threads": 1})
         assert isinstance(target, Target)
@@ -191,7 +195,7 @@ def judge(subject: Subject, source: Path, built: Sequence[tuple[Row, Path]]) -> 
                 row["failed"] = str(error).replace(str(file), file.name)
                 continue
             running[f"{row['peer']}/{row['file']}"] = session, adapted.fed(next(task.batches("test", BATCH_SIZE)))
-        say(f"{source.name}: {use}: measure {len(running)} files")
+        say(f"{use}: measure {len(running)} files")
         blocks = measure.interleave(running, BENCH)
         for row, _ in of_runtime:
             if (own := blocks.get(f"{row['peer']}/{row['file']}")) is not None:

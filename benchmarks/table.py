@@ -146,7 +146,46 @@ def zoo(results: dict[str, Any]) -> str:
         ("Where static int8 first differs from its simulation", parted),
     ):
         lines += ["", f"## {title}", "", *said] if said else []
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_beside([row for row in rows if "peer" in row])]) + "\n"
+
+
+def _beside(rows: Sequence[Row]) -> list[str]:
+    """What AI Edge Quantizer makes of the same networks."""
+    if not rows:
+        return []
+    header = ["architecture", "edgedl static", "AI Edge static", "AI Edge dynamic", "edgedl ships", "that is"]
+    lines, pairs = [], []
+    for row in rows:
+        files = {Path(found["file"]).stem: found for found in row["peer"]}
+        ours = files.get("int8") or files.get("compressed", {})
+        theirs = [files[name] for name in ("static-minmax", "static-extremes")]
+        best = max(theirs, key=lambda found: found.get("snr_db", float("-inf")))
+        ships = next((name for name, found in files.items() if found.get("ships")), "float")
+        if "snr_db" in ours and "snr_db" in best:
+            pairs.append((ours, best))
+        cells = [_noise_and_pace(found) for found in (ours, best, files["dynamic"], files[ships])]
+        lines.append([row["architecture"], *cells, ships])
+    noise, pace = ([[found[key] for found in pair] for pair in pairs] for key in ("snr_db", "speedup"))
+    about = (
+        "The same trained networks on LiteRT, timed in turn; dB against the float network over the whole test split, "
+        "speed over edgedl's float file. Of AI Edge Quantizer's two static files the one with more dB: as the tool "
+        "comes, or with the extremes of all samples for its ranges."
+    )
+    if pairs:
+        more = sum(own >= other for own, other in noise)
+        medians = [f"{median(found):.1f} dB" for found in zip(*noise, strict=True)]
+        paces = [f"{median(found['median'] for found in both):.2f}×" for both in zip(*pace, strict=True)]
+        about += (
+            f" Static int8: edgedl's has as many dB or more on {more} of {len(pairs)}; in the median {medians[0]} and "
+            f"{paces[0]} against {medians[1]} and {paces[1]}."
+        )
+    return ["", "## Beside AI Edge Quantizer", "", about, "", *as_table(header, lines)]
+
+
+def _noise_and_pace(found: Row) -> str:
+    if "failed" in found:
+        return f"failed: {found['failed'][:80]}"
+    return f"{found['snr_db']:.1f} dB, {found['speedup']['median']:.2f}×" if found else NONE
 
 
 def _tried(rows: Sequence[Row]) -> str:

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from benchmarks import table
 from benchmarks.architectures import ARCHITECTURES, Public
 from benchmarks.rows import CACHE, Row, cpu_seconds, read, same_file, say, write
@@ -42,13 +44,8 @@ MAX_SECONDS = 900
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what is missing or has failed; the results are written after every architecture."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
-    names = list(ARCHITECTURES)
-    parser.add_argument("--architectures", nargs="+", choices=names, default=names, metavar="ARCHITECTURE")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--runs", type=Path, default=CACHE / "zoo", help="where run folders go")
+    parser = parser_of("zoo", __doc__ or "")
     parser.add_argument("--limit", type=float, default=MAX_SECONDS, help="seconds for one architecture")
-    parser.add_argument("--fresh", action="store_true", help="repeat what the results hold already")
     parser.add_argument("--method", choices=METHODS, default="auto")
     parser.add_argument("--here", type=Path, help="run one in this process, and write its row to this file")
     options = parser.parse_args(arguments)
@@ -61,9 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(f"{name} ...")
             rows[name] = measured(name, options.method, options.runs, options.limit)
             say(f"{name}: {verdict(rows[name])}, {rows[name]['seconds']:.0f} s")
-        write(options.results, [rows[name] for name in names if name in rows])
-        text = table.zoo(json.loads(options.results.read_text()))
-        options.results.with_suffix(".md").write_text(text, encoding="utf-8")
+        publish(options.results, [rows[name] for name in ARCHITECTURES if name in rows])
+
+
+def parser_of(name: str, description: str) -> argparse.ArgumentParser:
+    """What concerns all architectures on the command line."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    names = list(ARCHITECTURES)
+    parser.add_argument("--architectures", nargs="+", choices=names, default=names, metavar="ARCHITECTURE")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--runs", type=Path, default=CACHE / "zoo", help="where run folders go")
+    parser.add_argument("--fresh", action="store_true", help="repeat what the results hold already")
+    return parser
+
+
+def publish(results: Path, rows: Sequence[Row]) -> None:
+    """Writes the rows, and their table beside them."""
+    write(results, rows)
+    results.with_suffix(".md").write_text(table.zoo(json.loads(results.read_text())), encoding="utf-8")
 
 
 def is_done(row: Mapping[str, Any] | None, method: str) -> bool:
@@ -150,7 +162,8 @@ bench = {{ min_seconds = 0.3, rounds = 10 }}
 def figures(run: Run) -> Row:
     """What is kept of a run: every file, and what ships of each target."""
     report = runs.read_report(run.folder)
-    task, source = run.recipe.task, source_of(run)
+    task = run.recipe.task
+    source = measure.evaluate(TorchSession(source_of(run), task), task, "test").outputs
     targets = []
     for verdict, target in zip(report["verdicts"], run.recipe.targets, strict=True):
         files = []
@@ -172,12 +185,12 @@ def figures(run: Run) -> Row:
     return facts | {"targets": targets}
 
 
-def source_of(run: Run) -> Batch:
-    """What the network answers to the test split that was quantized, in float: trained, or what pruning left of it."""
+def source_of(run: Run) -> nn.Module:
+    """The float network that was quantized: as trained, or what pruning left of it."""
     weights = sorted(run.folder.glob("steps/*/weights.safetensors"))[-1]
-    net = run.recipe.model.build(run.recipe.task)
+    net: nn.Module = run.recipe.model.build(run.recipe.task)
     runs.load_weights(net, weights)
-    return measure.evaluate(TorchSession(net.eval(), run.recipe.task), run.recipe.task, "test").outputs
+    return net.eval()
 
 
 def _answers(target: Target, file: Path, of: Recipe) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -149,7 +150,9 @@ def test_our_own_row_of_a_small_network(tmp_path, monkeypatch):
     rows.append({"peer": "torchao", "file": "static-broken.tflite", "seconds": 1.0})
     folders = {"float": source, "edgedl": tmp_path, "nncf": tmp_path, "torchao": tmp_path}
     monkeypatch.setattr(quantization, "BENCH", quantization.BENCH.model_copy(update={"min_seconds": 0.01}))
-    quantization.judge(tiny, source, [(each, folders[each["peer"]] / each["file"]) for each in rows])
+    quantization.judge(
+        tiny.task, *networks.reference(tiny, source), [(each, folders[each["peer"]] / each["file"]) for each in rows]
+    )
     exported_tflite, our_tflite, exported_onnx, our_onnx, failed, broken = rows
     for exact in (exported_tflite, exported_onnx):
         assert exact["snr_db"] > 100
@@ -360,3 +363,38 @@ def test_the_table_of_architectures_says_what_ships_and_where_int8_parts():
     assert "| bert | encoder | int8 | tflite | int8 | 1.50× | 3.00× | 0.950 | 0.940 | 33.2 |" in text
     assert "0 of 1 static int8 files" in text
     assert "- bert, int8, tflite: layer norm by up to 1 steps, tensor norm;1" in text
+
+
+def test_the_table_of_architectures_has_the_peer_beside():
+    def file(peer, name, noise, pace, **facts):
+        return {"peer": peer, "file": name, "snr_db": noise, "speedup": {"median": pace}, **facts}
+
+    peer = [
+        file("float", "float.tflite", 130.0, 1.0),
+        file("edgedl", "int8-dynamic", 45.0, 1.4, ships=True),
+        file("edgedl", "int8", 40.0, 0.9, ships=False),
+        file("ai_edge_quantizer", "static-minmax.tflite", 12.0, 0.3),
+        file("ai_edge_quantizer", "static-extremes.tflite", 39.0, 0.2),
+        {"peer": "ai_edge_quantizer", "file": "dynamic.tflite", "failed": "it cannot be loaded"},
+    ]
+    row = {"architecture": "bert", "kind": "encoder", "method": "auto", "stages": {"int8": {"targets": []}}}
+    text = table.zoo({"device": {"name": "a machine"}, "rows": [row | {"peer": peer}]})
+    cells = "40.0 dB, 0.90× | 39.0 dB, 0.20× | failed: it cannot be loaded | 45.0 dB, 1.40× | int8-dynamic"
+    assert f"| bert | {cells} |" in text
+    assert "as many dB or more on 1 of 1; in the median 40.0 dB and 0.90× against 39.0 dB and 0.20×." in text
+
+
+def test_files_that_take_shorter_integers_are_fed_them():
+    task = ARCHITECTURES["bert"].task
+
+    class Shorter:
+        runtime = "made up"
+        inputs: ClassVar = {"ids": TensorSpec((1, 24), "int32")}
+        outputs: ClassVar = {"logits": TensorSpec((1, 8))}
+
+        def run(self, batch):
+            assert batch["ids"].dtype == np.int32
+            return {"logits": batch["ids"][:, :8].astype(np.float32)}
+
+    answered = quantization.Adapted(Shorter(), task).run(next(task.batches("test", 1)))
+    assert answered["logits"].shape == (1, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import peers
 
@@ -26,8 +27,11 @@ def quantize(recipe: str, algorithm: str, averaged: bool, source: Path, file: Pa
     if tool.need_calibration:
         for end in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):  # callers feed floats, as elsewhere
             tool.update_quantization_recipe(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
-        signature, names = _signature(source)
-        samples = [dict(zip(names, sample.values(), strict=True)) for sample in peers.samples(source)]
+        signature, dtypes = _signature(source)
+        samples = [
+            {name: values.astype(dtype) for (name, dtype), values in zip(dtypes.items(), sample.values(), strict=True)}
+            for sample in peers.samples(source)
+        ]
         calibrated = tool.calibrate({signature: samples if averaged else samples[:1]}, num_threads=1)
         for sample in [] if averaged else samples[1:]:
             for name, extremes in tool.calibrate({signature: [sample]}, num_threads=1).items():
@@ -35,12 +39,14 @@ def quantize(recipe: str, algorithm: str, averaged: bool, source: Path, file: Pa
     tool.quantize(calibrated, serialize_to_path=str(file), enable_progress_report=False)
 
 
-def _signature(source: Path) -> tuple[str, list[str]]:
-    """The name of the file's entry, and those of its inputs in order."""
+def _signature(source: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the file's entry, and the dtypes of its inputs in order, by their names."""
     from ai_edge_litert.interpreter import Interpreter
 
-    ((name, entry),) = Interpreter(str(source / "converted.tflite")).get_signature_list().items()
-    return str(name), list(entry["inputs"])
+    interpreter = Interpreter(str(source / "converted.tflite"))
+    ((name, entry),) = interpreter.get_signature_list().items()
+    details = interpreter.get_signature_runner(name).get_input_details()
+    return str(name), {argument: details[argument]["dtype"] for argument in entry["inputs"]}
 
 
 FILES: dict[str, peers.Write] = {
