@@ -21,9 +21,12 @@ STEPS: dict[str, Step] = {
     "static-layers": Quantize(method="ptq"),
     "dynamic": Quantize(method="dynamic"),
     "weights": Quantize(method="weight-only"),
+    "mixed": Quantize(precision="mixed"),
 }
 """The forms that are compared, by name: the `quantize` step of a recipe. Form "int8 layers", which computes in float
 between layers with weights, is one of those that method "auto" tries."""
+NUM_IN_FLOAT = 2
+"""Blocks that "mixed" leaves in float: of its three files the one in the middle."""
 
 
 def write(form: str, use: str, source: Path, file: Path) -> dict[str, Any]:
@@ -35,6 +38,10 @@ def write(form: str, use: str, source: Path, file: Path) -> dict[str, Any]:
     model, seconds = _quantized(form, name, source)
     start = time.perf_counter()
     assert model.quantization is not None
+    if form == "mixed":
+        plan = model.quantization.mixtures(target.scheme)[:NUM_IN_FLOAT][-1]
+        model = replace(model, quantization=plan)
+        assert model.quantization is not None
     key = (form, source, target.scheme.name)
     if key not in _simulated:
         model.quantization.simulated(target.scheme)
