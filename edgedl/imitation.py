@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgedl import plugins
-from edgedl.core import Task, UsageError
+from edgedl.core import Graph, Task, UsageError, graphs_of
 from edgedl.torch_session import named_outputs
 
 INNER, PROJECTED = "inner.", "projected."
@@ -230,6 +230,10 @@ class Watched(nn.Module):
             else nn.Linear(*pair.widths, bias=False)
             for pair in pairs
         )
+
+    def graphs(self) -> Mapping[str, Graph]:
+        """Those of the network, which decode while it trains."""
+        return graphs_of(self.net)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """The network's own outputs; in training, a mapping of them and of the inner values."""

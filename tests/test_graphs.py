@@ -296,3 +296,5 @@ def test_steps_that_learn_see_the_whole_and_what_graphs_hand_on_shrinks_with_it(
     scores = [measure.evaluate(TorchSession(model.net, task), task, "test").score for model in (pruned, taught)]
     assert all(0 <= score <= 1 for score in scores)
     assert len(taught.lineage) == 2
+    inside = Distill(epochs=1, features=1.0, layers=(("encoder.gru", "encoder.gru"),)).apply(pruned, task)
+    assert graphs.parts(inside, task).keys() == {"encoder", "decoder"}
