@@ -21,6 +21,8 @@ from edgedl.run import read_report
 from edgedl.steps.distill import Distill
 from edgedl.steps.prune import Prune
 from edgedl.tasks.digits import Digits
+from edgedl.tasks.language import Language
+from edgedl.tasks.translation import Translation
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 
@@ -121,6 +123,18 @@ def test_masked_positions_of_a_sequence_count_for_nothing():
     student[~mask] *= 1e3
     assert imitation.divergence(student, taught, 2.0, mask).item() == pytest.approx(among.item())
     assert imitation.divergence(student, taught, 2.0).item() > among.item()
+
+
+@pytest.mark.parametrize(
+    ("task", "counts"), [(Translation(), [[1, 1, 0, 0], [1, 1, 1, 1]]), (Language(), [[1] * 4] * 2)]
+)
+def test_sequences_are_imitated_at_every_place_up_to_their_end(task, counts):
+    student, taught = (torch.randn(2, 4, 7, dtype=torch.float64) for _ in range(2))
+    own, wanted = ((logits / 2).softmax(2) for logits in (student, taught))
+    each = 4 * (wanted * (wanted / own).log()).sum(2)
+    batch = {"target": torch.tensor([[5, 2, 0, 0], [5, 6, 5, 6]])}
+    distance = task.imitate({"logits": student}, {"logits": taught}, 2.0, batch)
+    assert distance.item() == pytest.approx(each[torch.tensor(counts, dtype=torch.bool)].mean().item())
 
 
 def test_feature_distance_is_a_share_and_knows_no_scale():

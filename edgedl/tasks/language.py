@@ -77,6 +77,18 @@ class Language(Task):
 
         return cross_entropy(outputs["logits"].transpose(1, 2), batch["target"].long())
 
+    def imitate(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        taught: Mapping[str, torch.Tensor],
+        temperature: float,
+        batch: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Divergence of the softened probabilities of each next character."""
+        from edgedl.imitation import divergence
+
+        return divergence(outputs["logits"], taught["logits"], temperature)
+
     def predict(self, session: Session, batch: Batch) -> Batch:
         """What is said of each next character of the text, (N, context): `surprise`, minus the logarithm of its
         likelihood, and `likeliest`, int32; and a `continuation` of the prompt (N, context - prompt) int32."""

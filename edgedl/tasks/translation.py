@@ -71,6 +71,19 @@ class Translation(Task):
 
         return cross_entropy(outputs["logits"].transpose(1, 2), batch["target"].long(), ignore_index=PADDING)
 
+    def imitate(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        taught: Mapping[str, torch.Tensor],
+        temperature: float,
+        batch: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Divergence of the softened probabilities of each word, up to the end of the sentence."""
+        from edgedl.imitation import divergence
+
+        counts = None if batch is None else batch["target"] != PADDING
+        return divergence(outputs["logits"], taught["logits"], temperature, counts)
+
     def predict(self, session: Session, batch: Batch) -> Batch:
         """`decoded` (N, length) int32: the words up to the end, then zeros."""
         state = session.graphs["encoder"].run({"source": batch["source"]})
