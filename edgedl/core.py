@@ -193,6 +193,13 @@ class Task(Part):
         distances = [(outputs[name] - taught[name]).square().mean() for name in self.outputs]
         return sum(distances[1:], start=distances[0])
 
+    def retold(self, said: Batch, batch: Batch) -> Batch:
+        """`batch` with what a teacher `said`, as `predict` answers, for its labels.
+
+        Only tasks that decode sequences have it: their students learn from it by `distill` with `sequences = true`.
+        """
+        raise NotImplementedError
+
     def score(self, outputs: Batch, batch: Batch) -> float:
         """The metric over a whole split, in its unit."""
         raise NotImplementedError
@@ -281,6 +288,10 @@ class Step(Part):
 
     def refusal(self, graphs: Mapping[str, Graph]) -> str | None:
         """Why it cannot take a network that is exported as these graphs; None if it can, as any if it is one graph."""
+        return None
+
+    def unsuited(self, task: Task) -> str | None:
+        """Why it is not for such a task, and what to change; None if it is."""
         return None
 
     def sources(self) -> tuple[Path, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from edgedl.core import Step, Task
+from edgedl.core import Batch, Step, Task
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +36,11 @@ class LearningStep(Step):
         sparse: bool = False,
         after_step: AfterStep | None = None,
         choose_from: int = 1,
+        samples: Batch | None = None,
     ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
         """A trained copy of `net`, and loss and validation score of each epoch. Raises `UsageError` if it diverges.
 
-        `sparse` is the model's: weights that are zero stay zero.
+        `sparse` is the model's: weights that are zero stay zero. `samples` take the place of the train split.
         """
         from edgedl import training
 
@@ -57,6 +58,7 @@ class LearningStep(Step):
             sparse=sparse,
             after_step=after_step,
             choose_from=choose_from,
+            samples=samples,
         )
 
 
@@ -65,6 +67,8 @@ def imitation(taught: Callable[[Tensors], Tensors], task: Task, temperature: flo
 
     `taught` answers a batch as the teacher does: `edgedl.teachers.answers_of(net, task)`.
     """
+    if not weight:  # nothing is asked of the teacher
+        return task.loss
 
     def loss(outputs: Tensors, batch: Tensors) -> torch.Tensor:
         distance = task.imitate(outputs, taught(batch), temperature, batch)

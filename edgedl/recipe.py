@@ -81,6 +81,13 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _steps_suit_the_task(self) -> Recipe:
+        for index, step in enumerate(self.steps):
+            if why := step.unsuited(self.task):
+                raise ValueError(f"steps[{index}], {step.label}: {why}")
+        return self
+
+    @model_validator(mode="after")
     def _targets_differ(self) -> Recipe:
         for index, target in enumerate(self.targets):
             if target in self.targets[:index]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgedl import measure, plugins, structure, suitability
+from edgedl import measure, plugins, progress, structure, suitability
 from edgedl.core import Batch, DataError, Network, Session, Split, Task, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class Teacher:
     taught: Taught
     """A batch of the task -> the outputs by name, without gradients."""
     net: torch.nn.Module | None
+    session: Session
+    """What decodes, where the task's answers take several calls."""
     score: float
     """On validation data."""
 
@@ -71,8 +73,22 @@ def of_network(net: torch.nn.Module, task: Task) -> Teacher:
     """A network that can be looked into."""
     from edgedl.torch_session import TorchSession
 
-    score = measure.evaluate(TorchSession(net, task), task, "validation").score
-    return Teacher(answers_of(net, task), net, score)
+    session = TorchSession(net, task)
+    return Teacher(answers_of(net, task), net, session, measure.evaluate(session, task, "validation").score)
+
+
+def retold(teacher: Teacher, task: Task) -> Batch:
+    """The train split with what the teacher says, decoded as the task does, for labels."""
+    size, arrays = measure.batch_size(teacher.session), task.arrays("train")
+    num_batches = -(-len(next(iter(arrays.values()))) // size)
+    with progress.stage("teacher's sequences", num_batches) as advance:
+
+        def counted() -> Iterator[Batch]:
+            for batch in _parts(arrays, size):
+                yield batch
+                advance(1)
+
+        return task.retold(measure.answers(teacher.session, task, counted()), arrays)
 
 
 def of_session(session: Session, task: Task) -> Teacher:
@@ -86,7 +102,7 @@ def of_session(session: Session, task: Task) -> Teacher:
         answers = measure.answers(session, task, _parts(arrays, size))
         return {name: torch.from_numpy(np.ascontiguousarray(answers[name])) for name in task.outputs}
 
-    return Teacher(taught, None, measure.evaluate(session, task, "validation").score)
+    return Teacher(taught, None, session, measure.evaluate(session, task, "validation").score)
 
 
 def _parts(arrays: Batch, size: int) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edgedl import progress, sparsity
-from edgedl.core import Task, UsageError
+from edgedl.core import Batch, Task, UsageError
 from edgedl.measure import evaluate
 from edgedl.sparsity import AfterStep
 from edgedl.torch_session import TorchSession, named_outputs
@@ -40,9 +40,11 @@ def fit(
     sparse: bool = False,
     after_step: AfterStep | None = None,
     choose_from: int = 1,
+    samples: Batch | None = None,
 ) -> tuple[torch.nn.Module, list[dict[str, float]]]:
     """Trains a copy of `net` on the train split; returns it with its best weights, and each epoch's figures.
 
+    `samples`, where they are given, take the place of that split.
     The best weights are those that validated best, of the epochs from `choose_from` on. Of a `sparse` network, weights
     that are zero stay zero; `after_step` can change weights after every step, too.
 
@@ -52,7 +54,8 @@ def fit(
     hooks = [sparsity.keep(sparsity.zeros(net))] if sparse else []
     if after_step is not None:
         hooks.append(after_step)
-    data = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in task.arrays("train").items()}
+    arrays = task.arrays("train") if samples is None else samples
+    data = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
     num_samples = len(next(iter(data.values())))
     batch_size = min(batch_size, num_samples)  # PyTorch takes no number that is too long for it
     steps_per_epoch = -(-num_samples // batch_size)

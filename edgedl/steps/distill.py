@@ -37,6 +37,10 @@ class Distill(LearningStep):
     `train` step left it, or what lies at a path: a run, a step of one, or a model file, of which only outputs are seen.
     Who learns is the network at hand or, with `student`, another that begins anew: a smaller one of the same family,
     or of any other.
+
+    `sequences`: what the teacher decodes of the train split takes the place of its labels, and its outputs are those
+    along these sequences. With `weight = 0` nothing else is learned. Only for tasks that decode sequences. Source:
+    Y. Kim and A. Rush, Sequence-Level Knowledge Distillation, EMNLP 2016.
     """
 
     use: str = "distill"
@@ -46,6 +50,7 @@ class Distill(LearningStep):
     lr: PositiveFloat = 5e-4
     temperature: PositiveFloat = 4.0
     weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    sequences: bool = False
     features: NonNegativeFloat = 0.0
     attention: NonNegativeFloat = 0.0
     relational: NonNegativeFloat = 0.0
@@ -56,6 +61,12 @@ class Distill(LearningStep):
         if self.layers and not self.features + self.attention + self.relational:
             raise ValueError("distill: layers are given, but no weight for features, attention or relational")
         return self
+
+    def unsuited(self, task: Task) -> str | None:
+        """What is decoded can only be learned where the task says how (`Task.retold`)."""
+        if not self.sequences or type(task).retold is not Task.retold:
+            return None
+        return f"sequences = true, and task {task.label} decodes none to learn from; leave it out"
 
     def sources(self) -> tuple[Path, ...]:
         """The teacher's files. Raises `UsageError` where they are missing, or cannot show what is asked for."""
@@ -72,6 +83,8 @@ class Distill(LearningStep):
 
     def apply(self, model: Model, task: Task) -> Model:
         """Raises `UsageError` without a teacher, with one that does not fit, or if the loss diverges."""
+        if why := self.unsuited(task):
+            raise UsageError(f"distill: {why}")
         if self.teacher is None and model.teacher is None:
             raise UsageError("distill: there is no teacher; a train step has to come before, or name one")
         if self.teacher is not None:
@@ -82,15 +95,19 @@ class Distill(LearningStep):
         if self.student is not None:
             model = replace(model, net=self.student.built(task).eval())
         _check_outputs(model.net, teacher, task)
+        samples = teachers.retold(teacher, task) if self.sequences else None
+        learner = model.net
         paths: Paths = []
         if not self.features + self.attention + self.relational:
             loss = imitation(teacher.taught, task, self.temperature, self.weight)
-            net, history = self.fit(model.net, task, loss, sparse=model.sparse)
         elif teacher.net is None:
             self._need_outputs_alone(str(self.teacher))
-            net, history = self.fit(model.net, task, self._relating_outputs(teacher, task), sparse=model.sparse)
+            loss = self._relating_outputs(teacher, task)
         else:
-            net, history, paths = self._inside(model, task, teacher, teacher.net)
+            learner, loss, paths = self._inside(model.net, task, teacher, teacher.net)
+        net, history = self.fit(learner, task, loss, sparse=model.sparse, samples=samples)
+        if learner is not model.net:
+            net = net.get_submodule("net")
         taught = {"teacher": self.teacher or "the float network", "teacher_score": teacher.score}
         return model.after(self, {"epochs": history, "layers": paths} | taught, net=net)
 
@@ -114,15 +131,15 @@ class Distill(LearningStep):
         return total
 
     def _inside(
-        self, model: Model, task: Task, teacher: Teacher, net: nn.Module
-    ) -> tuple[nn.Module, list[dict[str, float]], Paths]:
-        """Trains with inner values watched. Raises `UsageError` where there are none to compare."""
+        self, student: nn.Module, task: Task, teacher: Teacher, net: nn.Module
+    ) -> tuple[nn.Module, Loss, Paths]:
+        """The student with inner values watched, and the loss on them. Raises `UsageError` where there are none."""
         from edgedl import imitation as inner
 
         batch = _sample(task)
         inputs = tuple(batch[name] for name in task.inputs)
-        paths = list(self.layers) or inner.match(model.net, net, inputs, task)
-        pairs = inner.compared(model.net, net, inputs, paths)
+        paths = list(self.layers) or inner.match(student, net, inputs, task)
+        pairs = inner.compared(student, net, inputs, paths)
         mapped = [index for index, pair in enumerate(pairs) if pair.has_positions]
         featured = [index for index, pair in enumerate(pairs) if not pair.is_probabilities]
         if self.attention and not mapped:
@@ -147,8 +164,7 @@ class Distill(LearningStep):
                 value = value + self.relational * distance
             return value
 
-        trained, history = self.fit(inner.Watched(model.net, task, pairs), task, total, sparse=model.sparse)
-        return trained.get_submodule("net"), history, paths
+        return inner.Watched(student, task, pairs), total, paths
 
 
 def _check_outputs(net: nn.Module, teacher: Teacher, task: Task) -> None:

@@ -79,10 +79,7 @@ class Transcription(Task):
             frames, texts = _read(self.folder, self.seconds, self._hop, self.mels, part)
         if split == "calibration":
             frames, texts = frames[:NUM_CALIBRATION], texts[:NUM_CALIBRATION]
-        codes = np.full((len(texts), max(map(len, texts))), BLANK, np.int64)
-        for row, text in zip(codes, texts, strict=True):
-            row[: len(text)] = [1 + LETTERS.index(letter) for letter in text]
-        return {"frames": frames, "text": codes}
+        return {"frames": frames, "text": _codes(texts)}
 
     def loss(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """How unlikely the letters are in that order, by all ways of saying them, a letter."""
@@ -92,6 +89,9 @@ class Transcription(Task):
         likely = outputs["logits"].log_softmax(2).transpose(0, 1)
         steps = torch.full((likely.shape[1],), likely.shape[0])
         return ctc_loss(likely, batch["text"], steps, (batch["text"] != BLANK).sum(1), BLANK, zero_infinity=True)
+
+    def retold(self, said: Batch, batch: Batch) -> Batch:
+        return {"frames": batch["frames"], "text": _codes(self.transcripts(said))}
 
     def score(self, outputs: Batch, batch: Batch) -> float:
         return _word_errors(self.transcripts(outputs), _texts(batch["text"]))
@@ -140,6 +140,14 @@ def _word_errors(heard: Sequence[str], truth: Sequence[str]) -> float:
     from torchmetrics.functional.text import word_error_rate
 
     return float(word_error_rate(heard, truth))
+
+
+def _codes(texts: Sequence[str]) -> np.ndarray:
+    """Texts as rows of letters (N, L) int64, filled up with blanks."""
+    codes = np.full((len(texts), max(map(len, texts))), BLANK, np.int64)
+    for row, text in zip(codes, texts, strict=True):
+        row[: len(text)] = [1 + LETTERS.index(letter) for letter in text]
+    return codes
 
 
 def _texts(codes: np.ndarray) -> list[str]:

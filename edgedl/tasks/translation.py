@@ -84,6 +84,9 @@ class Translation(Task):
         counts = None if batch is None else batch["target"] != PADDING
         return divergence(outputs["logits"], taught["logits"], temperature, counts)
 
+    def retold(self, said: Batch, batch: Batch) -> Batch:
+        return {"source": batch["source"], **_labels(said["decoded"])}
+
     def predict(self, session: Session, batch: Batch) -> Batch:
         """`decoded` (N, length) int32: the words up to the end, then zeros."""
         state = session.graphs["encoder"].run({"source": batch["source"]})
@@ -227,16 +230,21 @@ def _encoded(file: str | None, length: int, size: int, split: Split) -> Batch:
     chosen = splits.chosen(len(pairs), split, file or "translation")
     if file is None and split != "train":  # enough of them to tell networks apart
         chosen = chosen[:MAX_SCORED]
-    source, before, target = (np.full((len(chosen), length), PADDING, np.int32) for _ in range(3))
-    before[:, 0] = BEGIN
+    source, decoded = (np.full((len(chosen), length), PADDING, np.int32) for _ in range(2))
     for row, index in enumerate(chosen):
         read, said = (
             [known.get(word, UNKNOWN) for word in words] for known, words in zip(numbers, pairs[index], strict=True)
         )
         source[row, length - len(read) :] = read
-        target[row, : len(said) + 1] = [*said, END]
-        before[row, 1 : len(said) + 1] = said
-    return {"source": source, "before": before, "target": target}
+        decoded[row, : len(said)] = said
+    return {"source": source, **_labels(decoded)}
+
+
+def _labels(decoded: np.ndarray) -> Batch:
+    """`before` and `target` of sentences (N, length); one that fills all places has no end."""
+    before = np.concatenate([np.full((len(decoded), 1), BEGIN, np.int32), decoded[:, :-1]], axis=1)
+    lengths = (decoded != PADDING).sum(axis=1, keepdims=True)
+    return {"before": before, "target": np.where(np.arange(decoded.shape[1]) == lengths, END, decoded)}
 
 
 def _without_end(target: np.ndarray) -> np.ndarray:
