@@ -56,7 +56,9 @@ def test_the_table_holds_ours_against_the_best_and_the_median_of_the_peers():
     ]
     text = table.markdown({"device": {"name": "a machine"}, "rows": rows})
     best = "ai_edge_quantizer static-b, 1.50×, 5 kB"
-    assert f"| cnn | tflite | 41.0 | static, 2.00×, 5 kB | 36.0 | {best} | 33.0 | 3.0 | 1.8 | 60.0 | 1.20×, 5 kB |" in text
+    assert (
+        f"| cnn | tflite | 41.0 | static, 2.00×, 5 kB | 36.0 | {best} | 33.0 | 3.0 | 1.8 | 60.0 | 1.20×, 5 kB |" in text
+    )
     assert "| tflite | edgedl | static | 0.9000 | 41.0 (40.0 to 42.0) | 2.00× | 5 | 3.0 |" in text
     assert "| tflite | ai_edge_quantizer | dynamic | 0.9000 | 90.0 | 2.00× | 5 | 2.0 |" in text
 

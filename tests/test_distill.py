@@ -67,6 +67,44 @@ def test_without_weight_it_is_training_on_the_labels(teacher):
         assert torch.allclose(value, distilled.state_dict()[name], atol=1e-6)
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_teacher_is_asked_once_unless_it_says_too_much(teacher, monkeypatch, fits):
+    train, validation = (len(Digits().arrays(split)["label"]) for split in ("train", "validation"))
+    monkeypatch.setattr(learning, "MAX_TOLD_BYTES", train * 10 * 4 - (not fits))
+    asked = []
+    handle = teacher.register_forward_hook(lambda net, inputs, outputs: asked.append(len(outputs)))
+    training.seed(3)
+    step = Distill(epochs=3, batch_size=32, weight=0.5)
+    try:
+        net = step.apply(Model(net=small(16), teacher=teacher), Digits()).net
+    finally:
+        handle.remove()
+    before = 2 + -(-validation // 64) * 64  # to see that it fits, and to score it in full batches
+    assert sum(asked) == before + (train if fits else learning.ASKED_AT_ONCE + 3 * train)
+    # What is learned is the same but for how samples were put together when the teacher was asked.
+    training.seed(3)
+    loss = learning.imitation(teachers.answers_of(teacher, Digits()), Digits(), 4.0, 0.5)
+    wanted, _ = step.fit(small(16), Digits(), loss)
+    for name, value in wanted.state_dict().items():
+        assert torch.allclose(value, net.state_dict()[name], atol=1e-4)
+
+
+def test_pruning_has_a_teacher_between_its_rounds(teacher):
+    """Pure imitation of one that knows another code: what is left learns that code, and not the labels."""
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other[3].weight.copy_(other[3].weight.roll(1, 0))
+        other[3].bias.copy_(other[3].bias.roll(1, 0))
+    options = {"ratio": 0.5, "iterations": 1, "epochs": 4, "lr": 2e-3}
+    training.seed(2)
+    labelled, taught = (
+        Prune(weight=weight, **options).apply(Model(net=teacher, teacher=other), Digits()).net for weight in (0.0, 1.0)
+    )
+    scores = [evaluate(TorchSession(net, Digits()), Digits(), "test").score for net in (labelled, taught)]
+    assert scores[0] > 0.85 > 0.3 > scores[1]  # by the labels, of which the teacher calls each another
+    assert agreement_db(taught, other) > agreement_db(labelled, other) + 3
+
+
 def test_the_largest_seed_and_a_batch_beyond_all_samples_are_taken():
     training.seed(2**32 + 1)
     nets = []

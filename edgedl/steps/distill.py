@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pydantic import (
-    Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -16,7 +15,7 @@ from pydantic import (
 
 from edgedl import plugins, teachers
 from edgedl.core import Model, Network, Task, UsageError
-from edgedl.learning import LearningStep, imitation
+from edgedl.learning import Share, TaughtStep, imitation, told, with_answers
 from edgedl.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     Paths = list[tuple[str, str]]
 
 
-class Distill(LearningStep):
+class Distill(TaughtStep):
     """Learns from the teacher's outputs and from the labels: `weight` times the former, the rest the latter.
 
     How far outputs are from a teacher's is the task's to say (`Task.imitate`). `features`, `attention` and
@@ -48,8 +47,7 @@ class Distill(LearningStep):
     student: plugins.InnerNetwork | None = None
     epochs: PositiveInt = 5
     lr: PositiveFloat = 5e-4
-    temperature: PositiveFloat = 4.0
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    weight: Share = 0.7
     sequences: bool = False
     features: NonNegativeFloat = 0.0
     attention: NonNegativeFloat = 0.0
@@ -99,9 +97,10 @@ class Distill(LearningStep):
         learner = model.net
         paths: Paths = []
         if not self.features + self.attention + self.relational:
-            loss = imitation(teacher.taught, task, self.temperature, self.weight)
+            loss, samples = self.lesson(teacher.taught, task, samples)
         elif teacher.net is None:
             self._need_outputs_alone(str(self.teacher))
+            samples = with_answers(teacher.taught, task, samples)
             loss = self._relating_outputs(teacher, task)
         else:
             learner, loss, paths = self._inside(model.net, task, teacher, teacher.net)
@@ -122,7 +121,7 @@ class Distill(LearningStep):
         from edgedl.imitation import relational_distance
 
         def total(outputs: Tensors, batch: Tensors) -> torch.Tensor:
-            taught = teacher.taught(batch)
+            taught = told(teacher.taught, task, batch)
             value = imitation(lambda _: taught, task, self.temperature, self.weight)(outputs, batch)
             for name in task.outputs:
                 value = value + self.relational * relational_distance(outputs[name], taught[name])

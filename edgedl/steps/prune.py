@@ -24,8 +24,9 @@ from edgedl.blocks import Block, find_again
 from edgedl.core import Graph, MissingPackage, Model, Task, UsageError
 from edgedl.counting import macs, num_parameters
 from edgedl.importance import IMPORTANCES, paired, score
-from edgedl.learning import LearningStep
+from edgedl.learning import TaughtStep
 from edgedl.prunable import Piece, first_reasons, prunable, without
+from edgedl.teachers import answers_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +43,13 @@ LEAST_COST = 1e-3
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Prune(LearningStep):
+class Prune(TaughtStep):
     """Dependency-graph pruning (Fang et al., DepGraph, CVPR 2023): channels that are coupled over layers go together.
 
     Give one goal: `ratio`, the share of prunable channels to remove; `macs` or `size`, the share of
     multiply-accumulates or of parameters to keep; or `latency_ms`, what the file for `target` is to take for one
     sample, at `precision`. Each of the `iterations` takes an equal stride there, and then trains for `epochs`, if any.
+    With `weight`, the float network teaches meanwhile, as the last `train` step left it, or as it is given.
     Widths stay multiples of `round_to`; where that is too coarse for a latency, the last round leaves a few that are
     not. The file then takes at most 10 % more or less than `latency_ms`, or the report says that the goal was missed.
     """
@@ -95,6 +97,7 @@ class Prune(LearningStep):
         before = figures(net, inputs, task)
         metrics: dict[str, Any] = {"before": before}
         rounds: list[dict[str, Any]] = []
+        loss, samples = self.lesson(answers_of(model.teacher or model.net, task), task)
         with self._clock(net, blocks, task, inputs) as clock:
             for number in range(1, self.iterations + 1):
                 if number > 1:
@@ -117,7 +120,7 @@ class Prune(LearningStep):
                 found = figures(net, inputs, task)
                 history: list[dict[str, float]] = []
                 if chosen and self.epochs:
-                    net, history = self.fit(net, task, task.loss)
+                    net, history = self.fit(net, task, loss, samples=samples)
                 trained = {"score_before_training": found["score"], "training": history}
                 rounds.append((figures(net, inputs, task) if history else found) | trained | timed)
             if clock is not None:

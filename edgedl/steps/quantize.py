@@ -18,7 +18,7 @@ from pydantic import (
 
 from edgedl import plugins
 from edgedl.core import Graph, Model, Task, graphs_of
-from edgedl.learning import LearningStep
+from edgedl.learning import Share, TaughtStep
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +43,12 @@ FORMS: Mapping[tuple[str, str], tuple[Form, ...]] = {
 
 OF_ALL = {"use", "precision", "method"}
 OF_STATIC = OF_ALL | {"weight_bits", "calibrator", "corrections"}
-OF_TRAINING = {*LearningStep.model_fields, "temperature", "weight", "ranges", "settle", "scheme"}
+OF_TRAINING = {*TaughtStep.model_fields, "ranges", "settle", "scheme"}
 KEYS = {"qat": OF_STATIC | OF_TRAINING, "ptq": OF_STATIC, "auto": OF_STATIC, "dynamic": OF_ALL, "weight-only": OF_ALL}
 """What a method can be told."""
 
 
-class Quantize(LearningStep):
+class Quantize(TaughtStep):
     """Fewer bits. With method "auto", every target gets the form that is fastest on it within the recipe's limits, and
     of forms that are as fast the smallest.
 
@@ -76,8 +76,7 @@ class Quantize(LearningStep):
     group_size: Literal[16, 32, 64, 128] = 32
     epochs: PositiveInt = 5
     lr: PositiveFloat = 5e-4
-    temperature: PositiveFloat = 4.0
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    weight: Share = 0.7
     ranges: Literal["learned", "moving"] = "learned"
     settle: Annotated[float, Field(ge=0, le=1)] = 0.5
     scheme: Literal["affine", "symmetric"] = "affine"
@@ -159,7 +158,6 @@ class Quantize(LearningStep):
 
     def _trained(self, model: Model, task: Task) -> Model:
         """Raises `UsageError` if the loss diverges."""
-        from edgedl.learning import imitation
         from edgedl.measure import evaluate
         from edgedl.quantize import qat, schemes
         from edgedl.quantize.simulate import simulate
@@ -173,8 +171,8 @@ class Quantize(LearningStep):
         settling = round(self.settle * num_batches)
         start = qat.FakeQuantized(model.net, task, scheme, grids, self.ranges, settling, model.float_ops)
         before = evaluate(TorchSession(start, task), task, "validation").score
-        taught = answers_of(model.teacher or model.net, task)
-        trained, history = self.fit(start, task, imitation(taught, task, self.temperature, self.weight))
+        loss, samples = self.lesson(answers_of(model.teacher or model.net, task), task)
+        trained, history = self.fit(start, task, loss, samples=samples)
         sign = 1 if task.metric.higher_is_better else -1
         if max(sign * epoch["score"] for epoch in history) < sign * before:
             trained = start  # what it began with was better than all that it found

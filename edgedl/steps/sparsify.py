@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from edgedl.core import Model, Task, UsageError
-from edgedl.learning import LearningStep
+from edgedl.learning import TaughtStep
+from edgedl.teachers import answers_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ LAYERS = ("Linear", "_ConvNd", "RNNBase", "MultiheadAttention")
 """What is made sparse: layers that multiply by their weights, but no embedding, of which every row is looked up."""
 
 
-class Sparsify(LearningStep):
+class Sparsify(TaughtStep):
     """The smallest weights become zero and stay zero in every later step; its weights keep their shapes.
 
     "unstructured" takes the share `sparsity` of all of them ("global"), or of each layer ("local"): it rises to there
@@ -35,6 +36,7 @@ class Sparsify(LearningStep):
     (M. Zhu and S. Gupta, To Prune, or Not to Prune, 2017).
     "2:4" keeps the two largest of every four weights in a row along a layer's inputs, from the beginning
     (A. Mishra et al., Accelerating Sparse Deep Neural Networks, 2021).
+    With `weight`, the float network teaches meanwhile, as the last `train` step left it, or as it is given.
     """
 
     use: str = "sparsify"
@@ -63,17 +65,26 @@ class Sparsify(LearningStep):
         if not layers:
             raise UsageError("sparsify: the network has no layer that multiplies by weights")
         whole: dict[str, str] = {}
+        loss, samples = self.lesson(answers_of(model.teacher or model.net, task), task)
         if self.pattern == "2:4":
             net, whole = two_of_four(model.net)
             zero = {name: found for name, found in sparsity.zeros(net).items() if name in layers and name not in whole}
-            net, history = self.fit(net, task, task.loss, sparse=model.sparse, after_step=sparsity.keep(zero))
+            net, history = self.fit(
+                net, task, loss, sparse=model.sparse, after_step=sparsity.keep(zero), samples=samples
+            )
         else:
             gone = sparsity.zeros(model.net) if model.sparse else {}
             after_step = self._rising({name: zero for name, zero in gone.items() if name in layers}, layers)
             # What validated better with more weights left is not what was asked for.
             settled = math.ceil(self.ramp * self.epochs)
             net, history = self.fit(
-                model.net, task, task.loss, sparse=model.sparse, after_step=after_step, choose_from=settled
+                model.net,
+                task,
+                loss,
+                sparse=model.sparse,
+                after_step=after_step,
+                choose_from=settled,
+                samples=samples,
             )
         metrics = {"epochs": history, "zeros": _shares(net), "left_whole": whole}
         return model.after(self, metrics, net=net)
