@@ -35,6 +35,7 @@ def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -
     _round_biases(graph)
     _drop_saturating_activations(graph)
     mixed.mark(graph)
+    graph.recompile()
     for module in graph.modules():  # it knows one mode only, whatever this says; exporters look at it
         module.training = False
     return graph
@@ -54,7 +55,6 @@ def _free_outputs(graph: GraphModule, scheme: Scheme) -> None:
             if kind in LAST or (kind == "aten.linear.default" and _gives_float(graph, source, scheme)):
                 output.replace_input_with(value, source)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
 
 
 def _gives_float(graph: GraphModule, dense: Node, scheme: Scheme) -> bool:
@@ -104,7 +104,6 @@ def _drop_saturating_activations(graph: GraphModule) -> None:
         if (node.target(ends.clone(), *node.args[1:]) - ends).abs().max() < scale / 2:
             quantize.replace_input_with(node, node.args[0])
             graph.graph.erase_node(node)
-    graph.recompile()
 
 
 def _round_weights(graph: GraphModule) -> None:
@@ -123,7 +122,6 @@ def _round_weights(graph: GraphModule) -> None:
             own = constant(graph, f"{quantize.name}_rounded", rounded)
         quantize.replace_input_with(quantize.args[0], own)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
 
 
 def _round_biases(graph: GraphModule) -> None:
@@ -146,4 +144,3 @@ def _round_biases(graph: GraphModule) -> None:
             own = constant(graph, f"{node.name}_bias_rounded", rounded)
         node.replace_input_with(bias, own)
     graph.graph.eliminate_dead_code()
-    graph.recompile()

@@ -144,7 +144,6 @@ def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:
             if in_float and follows:
                 user.replace_input_with(node, source)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
 
 
 def _computes(node: Node) -> bool:

@@ -45,7 +45,6 @@ def open_transposed(graph: GraphModule, scheme: Scheme) -> None:
             _open(graph, node, bias, stride[0])
             _put_in_place(graph, quantize, stride[0], margins)
     graph.graph.eliminate_dead_code()
-    graph.recompile()
 
 
 def _quantize_behind(node: Node) -> Node | None:

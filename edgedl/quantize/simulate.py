@@ -253,12 +253,12 @@ def simulate(
     if grids is not None:
         with torch.no_grad():
             prepared(*_example(task))  # for the observers of weights
-        draft = _draft(prepared, grids)
+        draft = _draft(converted(prepared), grids)
         return Simulation(finished(draft, scheme), task, scheme, ("qat",), {}, chosen=grids, draft=draft)
     inputs = _first(task, NUM_CORRECTING)
 
     @cache
-    def observed(equalized: bool) -> GraphModule:
+    def observed(equalized: bool) -> tuple[Mapping[str, ActivationObserver], Converted]:
         graph: GraphModule = copy.deepcopy(prepared)
         if equalized:
             equalize(graph, inputs)
@@ -268,17 +268,19 @@ def simulate(
                 graph(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
                 step(len(next(iter(batch.values()))))
         _check_finite(graph)
-        return graph
+        return activation_observers(graph), converted(graph)
 
-    def grids_of(candidate: Candidate) -> dict[str, tuple[float, int]]:
-        name, *names = candidate
-        found = activation_observers(observed("equalization" in names)).items()
-        return {observer_name: observer.calibrated(name) for observer_name, observer in found}
+    @cache
+    def calibrated(calibrator: str, equalized: bool) -> Grids:
+        return {name: observer.calibrated(calibrator) for name, observer in observed(equalized)[0].items()}
+
+    def grids_of(candidate: Candidate) -> Grids:
+        return calibrated(candidate[0], "equalization" in candidate)
 
     @cache
     def draft_of(candidate: Candidate) -> GraphModule:
         names = candidate[1:]
-        return _draft(observed("equalization" in names), grids_of(candidate), names, inputs)
+        return _draft(observed("equalization" in names)[1], grids_of(candidate), names, inputs)
 
     @cache
     def graph_of(candidate: Candidate) -> GraphModule:
@@ -351,13 +353,32 @@ def _first(task: Task, num_samples: int) -> list[torch.Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(arrays[name][:num_samples])) for name in task.inputs]
 
 
+@dataclass(frozen=True)
+class Converted:
+    """A q/dq graph whose activations have no grids yet: those of an observer have its number, less than 0, as scale."""
+
+    graph: GraphModule
+    observers: Sequence[str]
+    """Names; the first has the number -1."""
+
+
+def converted(prepared: GraphModule) -> Converted:
+    """What `prepared` becomes, in its place: converting takes long, and candidates differ in numbers alone."""
+    observers = activation_observers(prepared)
+    for number, observer in enumerate(observers.values(), 1):
+        observer.chosen = (-number, 0)
+    return Converted(convert_pt2e(prepared, fold_quantize=False), list(observers))
+
+
 def _draft(
-    prepared: GraphModule, grids: Grids, corrections: Sequence[str] = (), inputs: Sequence[torch.Tensor] = ()
+    template: Converted, grids: Grids, corrections: Sequence[str] = (), inputs: Sequence[torch.Tensor] = ()
 ) -> GraphModule:
     """A q/dq graph on these grids, corrected, whose weights and biases lie between the points of theirs yet."""
-    converted = copy.deepcopy(prepared)
-    for name, observer in activation_observers(converted).items():
-        observer.chosen = grids[name]
-    graph: GraphModule = convert_pt2e(converted, fold_quantize=False)
+    graph: GraphModule = copy.deepcopy(template.graph)
+    for node in graph.graph.nodes:
+        if node.target in (QUANTIZE, DEQUANTIZE) and node.args[1] < 0:
+            scale, zero_point = grids[template.observers[-int(node.args[1]) - 1]]
+            node.args = (node.args[0], float(np.float32(scale)), zero_point, *node.args[3:])
     correct(graph, inputs, corrections)
+    graph.recompile()
     return graph
