@@ -242,6 +242,35 @@ class IntegerInterpreter(Interpreter):
             self.computed.append(Activation(layer_of(node) or node.name, value.numpy(), None))
 
 
+class FloatInterpreter(Interpreter):
+    """Runs a q/dq graph in float, as it stands, in a fraction of the time: the nodes that put a value on its grid are
+    one step, which makes no codes, and weights are put on theirs once for all runs.
+    """
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.weights: dict[Node, Any] = {}
+        self.one_step = {
+            node
+            for node in graph.graph.nodes
+            if node.target == QUANTIZE
+            and all(user.target == DEQUANTIZE and user.args[1:] == node.args[1:] for user in node.users)
+        }
+
+    def run_node(self, n: Node) -> Any:
+        if n.target in (QUANTIZE_WEIGHT, DEQUANTIZE_WEIGHT):
+            if n not in self.weights:
+                self.weights[n] = super().run_node(n)
+            return self.weights[n]
+        if n in self.one_step:
+            scale, zero_point, low, high = cast("tuple[float, int, int, int]", n.args[1:5])
+            steps = (self.env[cast("Node", n.args[0])] * (1 / scale)).round_()
+            return steps.clamp_(low - zero_point, high - zero_point).mul_(scale)
+        if n.target == DEQUANTIZE and n.args[0] in self.one_step:
+            return self.env[cast("Node", n.args[0])]
+        return super().run_node(n)
+
+
 def source_layer(node: Node) -> str:
     """The module path of what a quantize node quantizes, or the name of the input that it quantizes."""
     source = node.args[0]
