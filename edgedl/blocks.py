@@ -188,7 +188,7 @@ def _followable(net: nn.Module) -> tuple[nn.Module, Origins]:
         else:
             probe = stand_in
         for (layer, attribute), real in known.items():
-            origins[f"{path}.{layer}".lstrip("."), attribute] = [(path, *part) for part in real]
+            origins[f"{path}.{layer}".strip("."), attribute] = [(path, *part) for part in real]
     return probe, origins
 
 

@@ -1,4 +1,4 @@
-"""Recurrent layers and attention: the widths of each, and what stands in for them in a graph of plain layers."""
+"""Recurrent layers, attention, GPT-2's dense layers: their widths, and what plain layers stand in for them."""
 
 from __future__ import annotations
 
@@ -136,6 +136,11 @@ def stand_in(module: Any) -> tuple[nn.Module, Origins] | None:
         return _Attention(module), {
             ("enter", "out_features"): (("heads", np.arange(3 * inner).reshape(3, inner).T),),
             ("enter", "in_features"): (("embed_dim", np.arange(module.embed_dim)[:, None]),),
+        }
+    if type(module).__name__ == "Conv1D" and module._parameters.keys() == {"weight", "bias"}:
+        return nn.Linear(module.nx, module.nf), {
+            ("", "out_features"): (("nf", np.arange(module.nf)[:, None]),),
+            ("", "in_features"): (("nx", np.arange(module.nx)[:, None]),),
         }
     return None
 

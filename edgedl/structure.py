@@ -28,6 +28,7 @@ DEPTHWISE: Axes = {"groups": {"weight": 0, "bias": 0}}
 NORM: Axes = {"num_features": {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}}
 KINDS: Mapping[str, Axes] = {
     "Linear": {"out_features": {"weight": 0, "bias": 0}, "in_features": {"weight": 1}},
+    "Conv1D": {"nf": {"weight": 1, "bias": 0}, "nx": {"weight": 0}},  # GPT-2's dense layers, the other way round
     **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), CONV),
     **dict.fromkeys(("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"), CONV_TRANSPOSE),
     **dict.fromkeys(("_BatchNorm", "_InstanceNorm"), NORM),

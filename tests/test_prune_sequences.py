@@ -247,6 +247,35 @@ def test_the_step_prunes_them_by_every_importance(case, importance, scope):
     rebuilt(net, smaller, task)
 
 
+class GPT2(nn.Module):
+    """As the transformers library has it: its dense layers are of a kind of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import GPT2Config, GPT2Model
+
+        self.body = GPT2Model(
+            GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=STEPS, use_cache=False)
+        )
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(tokens).last_hidden_state.mean(1))
+
+
+def test_gpt2_loses_hidden_channels_and_is_rebuilt():
+    torch.manual_seed(0)
+    net = GPT2().eval()
+    for parameter in net.body.h.parameters():  # trained ones are not as small as those it begins with
+        nn.init.normal_(parameter, std=0.2)
+    smaller = cut_equals_silenced(net, TOKENS, 0.5, np.random.default_rng(0))
+    for layer, full in zip(smaller.body.h, net.body.h, strict=True):
+        assert layer.mlp.c_fc.nf == layer.mlp.c_proj.nx < full.mlp.c_fc.nf
+    rebuilt(net, smaller, TOKENS)
+    smaller, metrics = pruned(net, TOKENS, ratio=0.5)
+    assert metrics["iterations"][-1]["widths"]["body.h.0.mlp.c_fc"] == smaller.body.h[0].mlp.c_fc.nf < 64
+
+
 def test_each_direction_and_layer_loses_its_own_units():
     torch.manual_seed(0)
     net = Recurrent(nn.LSTM, 8, 2, True, True, False, "mean").eval()

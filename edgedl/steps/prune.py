@@ -225,7 +225,7 @@ def figures(net: nn.Module, inputs: Inputs, task: Task) -> dict[str, Any]:
     from edgedl.measure import evaluate
     from edgedl.torch_session import TorchSession
 
-    widths = ("out_channels", "out_features", "embedding_dim", "hidden_size", "num_heads")
+    widths = ("out_channels", "out_features", "nf", "embedding_dim", "hidden_size", "num_heads")
     return {
         "widths": {
             path: shape[key] for path, shape in structure.describe(net).items() for key in widths if key in shape
