@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Histogram:
     low: float
     high: float
 
-    @property
+    @cached_property
     def centers(self) -> np.ndarray:
         """Bin centers, (B,) float64."""
         num_bins = len(self.counts)
