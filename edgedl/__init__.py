@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgedl.api import EdgedlError, Run, bench, compress, load_run, open
+    from edgedl.api import EdgedlError, Run, bench, compare, compress, load_run, open
 
 __version__ = "0.1.0"
-__all__ = ["EdgedlError", "Run", "bench", "compress", "load_run", "open"]
+__all__ = ["EdgedlError", "Run", "bench", "compare", "compress", "load_run", "open"]
 
 
 def __getattr__(name: str) -> object:

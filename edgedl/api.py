@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgedl import benching, own_recipe, plugins, recipe, run
+from edgedl import benching, comparison, own_recipe, plugins, recipe, run
 from edgedl import progress as stages
 from edgedl.core import EdgedlError, ModelFileError, Session, UsageError
 from edgedl.run import Run
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgedl.core import Batch, Bench, Limits, Network, Step, Target, Task
 
-__all__ = ["EdgedlError", "Run", "bench", "compress", "load_run", "open"]
+__all__ = ["EdgedlError", "Run", "bench", "compare", "compress", "load_run", "open"]
 
 Table: TypeAlias = Mapping[str, Any]
 """A part as in a recipe's file: `{"use": "prune", "ratio": 0.5}`."""
@@ -83,6 +83,19 @@ def bench(*paths: str | Path, vs: str | Path | None = None, threads: int = 1, se
     if not paths:
         raise UsageError("bench needs at least one file")
     return list(benching.bench([*map(Path, paths)], Path(vs) if vs else None, None, None, threads, seconds, False))
+
+
+def compare(*runs: str | Path, root: str | Path = "runs") -> list[dict[str, Any]]:
+    """The files of finished runs side by side: a row a file, as `edgedl compare --json` prints them.
+
+    `front` in a row says that no other file that may ship, of those it can be compared with, is as good in score,
+    latency and size and better in one of them. Runs are named by folder, or by recipe for the latest under `root`.
+    Raises `UsageError`.
+    """
+    if not runs:
+        raise UsageError("compare needs at least one run")
+    files = comparison.read(map(str, runs), Path(root))
+    return comparison.as_rows(comparison.groups(files), files)
 
 
 def open(path: str | Path, threads: int = 1) -> Session:

@@ -25,6 +25,7 @@ def sample_report() -> dict[str, Any]:
         "recipe": {
             "name": "cnn-int8",
             "description": "Small CNN on handwritten digits, int8 after training.",
+            "task": {"use": "digits"},
             "limits": {"score_drop": 0.005, "slower": "refuse"},
             "bench": {"batch_size": 1, "min_seconds": 3.0, "rounds": 30},
         },

@@ -82,7 +82,7 @@ def finished(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> ed
 
 
 def test_the_names_are_these():
-    assert edgedl.__all__ == ["EdgedlError", "Run", "bench", "compress", "load_run", "open"]
+    assert edgedl.__all__ == ["EdgedlError", "Run", "bench", "compare", "compress", "load_run", "open"]
     assert all(getattr(edgedl, name).__doc__ for name in edgedl.__all__)
     assert set(edgedl.__all__) <= set(dir(edgedl))
     with pytest.raises(AttributeError, match="no attribute 'compres'"):

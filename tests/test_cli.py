@@ -41,7 +41,9 @@ ALL_OPTIONS = {
     "bench": {
         "--help", "-h", "FILES", "--vs", "--recipe", "--target", "--threads", "--seconds", "--operators", "--json",
     },
-    "compare": {"--help", "-h", "RUNS", "--out", "--json"},
+    "compare": {
+        "--help", "-h", "RUNS", "--out", "--json", "--pick", "--target", "--device", "--format", "--html",
+    },
     "report": {"--help", "-h", "RUN", "--out", "--json"},
     "recipes": {"--help", "-h"},
     "recipes list": {"--help", "-h", "--out", "--json"},
@@ -297,11 +299,11 @@ def test_recipes_stand_beside_what_their_last_runs_measured(edgedl, tmp_path):
 
 def test_tables_of_a_run_name_every_row(run_folder, compressed):
     folder, _ = compressed
-    for arguments in (["report", "small"], ["compare", "small"]):
-        done = run_in(folder, *arguments)
+    for command_name, keys in (("report", ("variant", "target", "precision")), ("compare", ("target", "variant"))):
+        done = run_in(folder, command_name, "small")
         assert (done.returncode, done.stderr) == (0, "")
         for row in runs.read_report(run_folder)["rows"]:
-            assert re.search(rf"{row['variant']} +{row['target']} +{row['precision']}", done.stdout)
+            assert re.search(" +".join(row[key] for key in keys), done.stdout)
 
 
 # Exit status 2: nothing was done

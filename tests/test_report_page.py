@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgedl import plugins
+from edgedl import comparison, picking, plugins
 from edgedl.core import Exhibit, MissingPackage
-from edgedl.report import exhibits, labels, words
+from edgedl.report import compared, exhibits, labels, words
 from edgedl.report.page import write_page
 from tests import sample_report
 from tests.sample_report import METRIC
@@ -241,6 +241,85 @@ def test_shows_samples_of_the_deployed_files_within_the_screen(shown: Any, tmp_p
     assert browser.execute_script("return document.querySelectorAll('main b').length") == 0
 
 
+@pytest.fixture
+def side_by_side(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes the page of three runs, two of a task on two devices and one of another, whose names end alike."""
+
+    def write(end: str = "") -> Path:
+        for name, task, device in (("cnn", "digits", "Orin"), ("mlp", "digits", "a phone"), ("lstm", "text", "Orin")):
+            report = hostile(sample_report.sample_report(), end=end)
+            report["recipe"] |= {"name": name + end, "task": {"use": task}}
+            for row in report["rows"]:
+                row["device"] = device + end
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "report.json").write_text(json.dumps(report))
+        files = comparison.read([str(tmp_path / name) for name in ("cnn", "mlp", "lstm")], tmp_path)
+        groups = comparison.groups(files)
+        limits = picking.parse("latency<1ms")
+        page = tmp_path / "page.html"
+        compared.write_page(groups, [picking.pick(group, limits) for group in groups if group.device], page)
+        return page
+
+    return write
+
+
+SHOWN = (
+    "const seen = selector => [...document.querySelectorAll(selector)].filter(e => e.checkVisibility());"
+    " return [seen('main tr[data-file]').length, seen('main [data-group]').length,"
+    " seen('[data-figure] path.point').length, seen('.annotation-text-g').map(e => e.textContent)]"
+)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_runs_side_by_side_are_drawn_within_the_screen_and_as_text(shown: Any, side_by_side: Any, width: int) -> None:
+    page = side_by_side(HOSTILE)
+    browser = shown(page, width)
+    assert_silent_and_within_the_screen(browser, page)
+    assert browser.execute_script("return document.querySelectorAll('img, main b, svg b, svg a').length") == 0
+    rows, sections, markers, _ = browser.execute_script(SHOWN)
+    assert (rows, sections) == (24, 5)  # digits on two devices, text on one, and what each has not run
+    assert markers == 2 * 3 * 4  # for each file that ran its marker and its interval
+    box = browser.find_element("css selector", "input[data-facet=run]")
+    assert box.get_attribute("value") == "cnn" + HOSTILE
+    box.click()
+    settle(browser)
+    assert browser.execute_script(SHOWN)[:3] == [16, 4, 16]
+
+
+def test_what_is_ticked_off_goes_from_tables_and_plots_and_stays_off_paper(shown: Any, side_by_side: Any) -> None:
+    browser = shown(side_by_side())
+    everything = browser.execute_script(SHOWN)
+    front = {f"{run} {variant}" for run in ("cnn", "mlp", "lstm") for variant in ("float", "compressed")}
+    assert set(everything[3]) == front
+    assert "ship " in browser.find_element("css selector", ".picked").text
+
+    def tick(facet: str, value: str) -> None:
+        browser.find_element("css selector", f"input[data-facet={facet}][value='{value}']").click()
+        settle(browser)
+
+    tick("target", "onnxruntime")
+    tick("device", "Orin")
+    rows, sections, markers, names = browser.execute_script(SHOWN)
+    assert (rows, sections, markers) == (6, 2, 4)
+    assert set(names) == {"mlp compressed", "mlp float"}
+    assert "18 files are left out: Orin, onnxruntime." in browser.find_element("css selector", "header").text
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    settle(browser)
+    assert browser.execute_script(SHOWN)[2] == 4
+    on_paper = browser.execute_script(
+        "return [...document.querySelectorAll('.plot svg')].find(e => e.checkVisibility()).clientWidth"
+    )
+    assert on_paper < 700
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not browser.find_element("css selector", ".filters").is_displayed()
+    assert browser.find_element("css selector", "#left-out").is_displayed()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    tick("target", "onnxruntime")
+    tick("device", "Orin")
+    assert browser.execute_script(SHOWN) == everything
+    assert browser.find_element("css selector", "#left-out").text == ""
+
+
 def test_leaves_one_whole_file(tmp_path: Path) -> None:
     file = write_page(sample_report.sample_report(), tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
@@ -327,10 +406,10 @@ def settle(browser: Any) -> None:
     browser.execute_async_script("setTimeout(() => requestAnimationFrame(arguments[0]), 400)")
 
 
-def hostile(value: Any, key: str = "") -> Any:
+def hostile(value: Any, key: str = "", end: str = HOSTILE) -> Any:
     """The same report, with markup at the end of every string that is not edgedl's own word."""
     if isinstance(value, dict):
-        return {name: hostile(item, name) for name, item in value.items()}
+        return {name: hostile(item, name, end) for name, item in value.items()}
     if isinstance(value, list):
-        return [hostile(item) for item in value]
-    return value + HOSTILE if isinstance(value, str) and key not in STRUCTURE else value
+        return [hostile(item, end=end) for item in value]
+    return value + end if isinstance(value, str) and key not in STRUCTURE else value

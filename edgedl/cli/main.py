@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from edgedl.cli import analyze, bench, compress, doctor, init, recipes, reports
+from edgedl.cli import analyze, bench, compare, compress, doctor, init, recipes, reports
 
 app = typer.Typer(
     help="Compress PyTorch models for small devices, and measure the very files that ship.",
     epilog=(
-        "Exit status: 0 done, 1 a target failed, 2 wrong usage or recipe, "
+        "Exit status: 0 done, 1 a target failed, or no file meets --pick, 2 wrong usage or recipe, "
         "3 with --strict a target keeps float as files were refused, 130 interrupted (run again to go on)."
     ),
     no_args_is_help=True,
@@ -27,7 +27,7 @@ app.command()(compress.compress)
 app.command()(init.init)
 app.command()(analyze.analyze)
 app.command()(bench.bench)
-app.command()(reports.compare)
+app.command()(compare.compare)
 app.command()(reports.report)
 app.add_typer(recipes.app, name="recipes")
 app.command()(doctor.targets)

@@ -92,7 +92,7 @@ class Group:
 
 def write_page(report: dict[str, Any], folder: Path) -> Path:
     """Writes `report.html` into a run's folder and returns it. Raises `MissingPackage`."""
-    _require()
+    require()
     file = folder / "report.html"
     files.write_text(file, _rendered(report, folder))
     return file
@@ -102,13 +102,14 @@ def write_analysis(found: Mapping[str, Any], folder: Path) -> Path:
     """Shows an analysis in the page of the run that it is of, or in `analysis.html` where none has finished."""
     if (folder / "report.json").is_file():
         return write_page(read_report(folder), folder)
-    _require()
+    require()
     file = folder / "analysis.html"
-    files.write_text(file, _filled("analysis.html.jinja", {}, found["metric"], folder, found))
+    files.write_text(file, filled("analysis.html.jinja", {}, found["metric"], folder, found))
     return file
 
 
-def _require() -> None:
+def require() -> None:
+    """Raises `MissingPackage` where no page can be made."""
     lacking = [package for package in ("jinja2", "plotly") if not plugins.installed(package)]
     if lacking:
         raise MissingPackage(f"the HTML page needs {' and '.join(lacking)}: {plugins.pip_line('report')}")
@@ -118,7 +119,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
     from edgedl.report.trade_off import symbols_of
 
     groups = _groups(report)
-    return _filled(
+    return filled(
         "page.html.jinja",
         _figures(report, groups),
         report["metric"],
@@ -141,7 +142,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
     )
 
 
-def _filled(
+def filled(
     template: str,
     figures: dict[str, Figure],
     metric: Mapping[str, Any],

@@ -30,7 +30,7 @@ def as_html(report: Mapping[str, Any]) -> str:
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Rows, then what the ladder found, then the verdicts in words."""
-    console = console or _console()
+    console = console or open_console()
     metric = report["metric"]
     table = _table(
         "variant",
@@ -51,7 +51,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             row["target"],
             row["precision"],
             size(row["size_bytes"]),
-            _score(row["score"]),
+            four_digits(row["score"]),
             _change(report, row),
             milliseconds(latency and latency["median"]),
             _interval(latency),
@@ -98,29 +98,9 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             )
 
 
-def print_comparison(reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """All rows of several runs in one table."""
-    table = _table("run", "variant", "target", "precision", "size", "score", "latency", "speed-up", "status")
-    for name, report in reports.items():
-        for row in report["rows"]:
-            latency = row["latency_ms"]
-            table.add_row(
-                name,
-                row["variant"],
-                row["target"],
-                row["precision"],
-                size(row["size_bytes"]),
-                f"{report['metric']['name']} {_score(row['score'])}",
-                milliseconds(latency and latency["median"]),
-                _speedup(row),
-                Text(row["status"], style=STATUS_STYLE[row["status"]]),
-            )
-    _console().print(table)
-
-
 def print_analysis(analysis: Mapping[str, Any]) -> None:
     """A line a layer, then what has no layer, the whole, and why some figures are missing."""
-    console, metric = _console(), analysis["metric"]["name"]
+    console, metric = open_console(), analysis["metric"]["name"]
     timed = [target for target in analysis["targets"] if target["time_ms"] is not None]
     ratio = analysis["pruning"]["ratio"]
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -140,8 +120,8 @@ def print_analysis(analysis: Mapping[str, Any]) -> None:
             f"{layer['macs']:,}",
             *(share(layer["time_share"][target["target"]]) for target in timed),
             f"{quantized['sqnr_db']:.1f} dB" if quantized else NONE,
-            _score(quantized and quantized["score"]),
-            _score(pruned and pruned["score"]),
+            four_digits(quantized and quantized["score"]),
+            four_digits(pruned and pruned["score"]),
         )
     table.add_row("other", "", "", "", "", *(share(target["other"]["share"]) for target in timed))
     together = analysis["quantization"]["together"]
@@ -153,7 +133,7 @@ def print_analysis(analysis: Mapping[str, Any]) -> None:
         f"{analysis['macs']:,}",
         *(milliseconds(target["time_ms"]) for target in timed),
         f"{together['sqnr_db']:.1f} dB" if together else NONE,
-        _score(together and together["score"]),
+        four_digits(together and together["score"]),
     )
     console.print()
     console.print(table)
@@ -187,7 +167,7 @@ def share(value: float | None) -> str:
 
 def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
     """Measured files; with a verdict in words where two were compared."""
-    console = _console()
+    console = open_console()
     table = _table("file", "runtime", "size", "score", "latency", "95 % interval", "p90", "p99", "init", "memory")
     for row in rows:
         latency = row["latency_ms"]
@@ -195,7 +175,7 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             row["file"],
             row["runtime"],
             size(row["size_bytes"]),
-            _score(row["score"]),
+            four_digits(row["score"]),
             milliseconds(latency["median"]),
             _interval(latency),
             milliseconds(latency["p90"]),
@@ -218,12 +198,12 @@ def print_operators(title: str, operators: Sequence[Mapping[str, Any]]) -> None:
     table = _table("operator", "kind", "time", title=title)
     for operator in operators:
         table.add_row(operator["name"], operator["kind"], milliseconds(operator["time_ms"]))
-    _console().print(table)
+    open_console().print(table)
 
 
 def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | None]) -> None:
     """Name, family, what is learned and by what it is judged; and what the last run measured, if there is one."""
-    console = _console()
+    console = open_console()
     columns = ("recipe", "family", "task", "metric", "float → compressed", "speed-up", "smaller", "best target ships")
     table = _table(*columns, "description")
     for recipe, figures in zip(recipes, last, strict=True):
@@ -232,7 +212,7 @@ def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | 
             recipe.model.label,
             recipe.task.label,
             recipe.task.metric.name,
-            f"{_score(figures['float'])} → {_score(figures['compressed'])}" if figures else NONE,
+            f"{four_digits(figures['float'])} → {four_digits(figures['compressed'])}" if figures else NONE,
             _times(figures["speedup"]) if figures else NONE,
             _times(figures["size_ratio"]) if figures else NONE,
             f"{figures['target']}: {figures['ship']}" if figures else NONE,
@@ -259,7 +239,7 @@ def print_targets(rows: Sequence[Mapping[str, Any]]) -> None:
             _lacks(row["run_lacks"]),
             row["install"] or NONE,
         )
-    _console().print(table)
+    open_console().print(table)
 
 
 def print_device(device: Mapping[str, Any]) -> None:
@@ -271,7 +251,7 @@ def print_device(device: Mapping[str, Any]) -> None:
         elif key == "memory_bytes":
             key, value = "memory", size(value)
         table.add_row(Text(key, style="bold"), NONE if value is None else str(value))
-    _console().print(table)
+    open_console().print(table)
 
 
 def agreement_in_words(entry: Mapping[str, Any]) -> str:
@@ -404,7 +384,7 @@ def milliseconds(value: float | None) -> str:
     """A time with three significant digits, in µs below a tenth of a millisecond."""
     if value is None:
         return NONE
-    return f"{_digits(value * 1000)} µs" if value < 0.1 else f"{_digits(value)} ms"
+    return f"{three_digits(value * 1000)} µs" if value < 0.1 else f"{three_digits(value)} ms"
 
 
 def _interval(latency: Mapping[str, Any] | None) -> str:
@@ -415,12 +395,13 @@ def _interval(latency: Mapping[str, Any] | None) -> str:
     return f"{number}-{high}" if high.endswith(unit) else f"{low}-{high}"
 
 
-def _digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, trailing zeros kept, so that columns can be compared at a glance."""
     return f"{value:#.3g}".removesuffix(".") if value < 1000 else f"{value:.0f}"
 
 
-def _score(score: float | None) -> str:
+def four_digits(score: float | None) -> str:
+    """A score as tables have it, whatever its unit."""
     return NONE if score is None else f"{score:.4f}"
 
 
@@ -456,7 +437,8 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Where tables are printed."""
     # No markup: names and reasons are a person's own and may hold brackets. And a table that goes into
     # a file must not be folded at some width of nobody's.
     console = Console(markup=False)

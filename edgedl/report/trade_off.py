@@ -37,10 +37,22 @@ class Point:
     variant: str
     colour: str
     row: Mapping[str, Any]
+    kind: str | None = None
+    """What its symbol stands for; by default the variant."""
+    title: str | None = None
+    """Its name where there is room."""
+    prominent: bool = True
+    """Others are pale and have no name beside them."""
+    number: int = 0
+    """By which the page's script knows what it draws for this file."""
 
     @property
     def name(self) -> str:
         return f"{self.target} {self.variant}"
+
+    @property
+    def symbol_of(self) -> str:
+        return self.kind or self.variant
 
     @property
     def latency_ms(self) -> float:
@@ -83,7 +95,8 @@ def trade_off(points: Sequence[Point], metric: Mapping[str, Any], lowest: float 
         logarithmic=logarithmic,
         biggest_bytes=max(point.row["size_bytes"] for point in points),
     )
-    annotations = _names(points, scale, lowest)
+    named = [point for point in points if point.prominent]
+    annotations = _names(named, scale, lowest)
     shapes = []
     if lowest is not None:
         annotations.append(_gate_name(lowest))
@@ -99,13 +112,14 @@ def trade_off(points: Sequence[Point], metric: Mapping[str, Any], lowest: float 
     by_size = sorted(points, key=lambda point: -int(point.row["size_bytes"]))
     return finished(
         [_interval(point, scale) for point in by_size]
-        + [_marker(point, symbols[point.variant], metric, scale) for point in by_size],
+        + [_marker(point, symbols[point.symbol_of], metric, scale) for point in by_size],
         layout(
             HEIGHT,
             margin={"l": 8, "r": 8, "t": TOP, "b": BOTTOM},
             xaxis=_x_axis(scale),
             yaxis=_y_axis(f"{metric['name']}{unit} ({better} is better)", scale.y_range, metric),
             annotations=annotations,
+            meta=[point.number for point in named],  # whose names the first annotations are
             shapes=shapes,
         ),
         f"Latency against {metric['name']}. {said}.",
@@ -113,10 +127,11 @@ def trade_off(points: Sequence[Point], metric: Mapping[str, Any], lowest: float 
 
 
 def symbols_of(points: Sequence[Point]) -> dict[str, str]:
-    """The symbol of each variant, by plotly's names."""
-    others = [variant for variant in dict.fromkeys(point.variant for point in points) if variant not in SYMBOLS]
-    chosen = SYMBOLS | {variant: OTHER_SYMBOLS[index % len(OTHER_SYMBOLS)] for index, variant in enumerate(others)}
-    return {variant: chosen[variant] for variant in dict.fromkeys(point.variant for point in points)}
+    """The symbol of each variant, or whatever points say instead, by plotly's names."""
+    kinds = list(dict.fromkeys(point.symbol_of for point in points))
+    others = [kind for kind in kinds if kind not in SYMBOLS]
+    chosen = SYMBOLS | {kind: OTHER_SYMBOLS[index % len(OTHER_SYMBOLS)] for index, kind in enumerate(others)}
+    return {kind: chosen[kind] for kind in kinds}
 
 
 def _interval(point: Point, scale: Scale) -> go.Scatter:
@@ -139,6 +154,7 @@ def _interval(point: Point, scale: Scale) -> go.Scatter:
             "width": 5,
         },
         hoverinfo="skip",
+        meta=point.number,
     )
 
 
@@ -146,7 +162,7 @@ def _marker(point: Point, symbol: str, metric: Mapping[str, Any], scale: Scale) 
     row, latency = point.row, point.row["latency_ms"]
     refused = row["status"] == "refused"
     lines = [
-        f"<b>{plain(point.name)}</b>{' (refused)' if refused else ''}",
+        f"<b>{plain(point.title or point.name)}</b>{' (refused)' if refused else ''}",
         f"{milliseconds(latency['median'])}, 95% interval {words.interval(latency)}",
         plain(f"{metric['name']} {words.score(row['score'], metric)}"),
         size(row["size_bytes"]),
@@ -159,12 +175,13 @@ def _marker(point: Point, symbol: str, metric: Mapping[str, Any], scale: Scale) 
             "symbol": f"{symbol}-open" if refused else symbol,
             "color": point.colour,
             "size": 2 * scale.radius(row["size_bytes"]),
-            "opacity": 0.85,
+            "opacity": 0.85 if point.prominent else 0.4,
             "line": {"width": 2, "color": point.colour if refused else "var(--surface)"},
         },
         cliponaxis=False,
         hovertext="<br>".join(lines),
         hoverinfo="text",
+        meta=point.number,
     )
 
 
