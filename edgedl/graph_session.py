@@ -127,12 +127,16 @@ class _Recorded:
 class Replay(GraphSession):
     """Graphs that play recorded calls again at every `run`, whatever it is given: the same work for every file.
 
-    What each call takes is noted, by graph.
+    States that are of another width here, as in a pruned network, are filled with the values that there are. What each
+    call takes is noted, by graph.
     """
 
     def __init__(self, session: Session, calls: Sequence[Call]) -> None:
         super().__init__(session.graphs)
-        self.calls = calls
+        self.calls = [
+            (name, {key: _fitted(given[key], spec) for key, spec in self.graphs[name].inputs.items()})
+            for name, given in calls
+        ]
         self.latencies_ms: dict[str, list[float]] = {name: [] for name in self.graphs}
 
     def run(self, batch: Batch) -> Batch:
@@ -155,3 +159,9 @@ class Replay(GraphSession):
     def num_calls(self) -> dict[str, int]:
         """How often each graph is called in one `run`."""
         return {name: sum(called == name for called, _ in self.calls) for name in self.graphs}
+
+
+def _fitted(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Values in the shape that a file takes; a dimension of 1 may be one of any size."""
+    wanted = tuple(now if size == 1 else size for now, size in zip(values.shape, spec.shape, strict=True))
+    return values if values.shape == wanted else np.resize(values, wanted)

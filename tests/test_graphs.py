@@ -275,6 +275,23 @@ def test_graphs_decode_as_the_network_that_is_trained_as_a_whole(tmp_path):
     }  # fmt: skip
 
 
+def test_a_narrower_network_is_timed_by_the_same_calls_with_states_of_its_own():
+    task = Reversing()
+    wide, narrow = (TorchSession(Whole(hidden), task, batch_size=1) for hidden in (16, 12))
+    recorded, batch = measure.timed(task, wide)
+    again, _ = measure.timed(task, narrow, recorded.calls)
+    for replay in (recorded, again):
+        replay.run(batch)
+    assert again.num_calls() == recorded.num_calls() == {"encoder": 1, "decoder": LENGTH}
+    for (name, given), (_, before) in zip(again.calls, recorded.calls, strict=True):
+        for key, values in given.items():
+            if key == "state":
+                assert (values.shape, values.dtype) == ((1, 1, 12), np.float32)
+                np.testing.assert_array_equal(values, before[key][:, :, :12])
+            else:
+                np.testing.assert_array_equal(values, before[key], err_msg=name)
+
+
 def test_one_graph_has_no_parts():
     task = recipe.load("cnn-int8").task
     net = recipe.load("cnn-int8").model.build(task)
