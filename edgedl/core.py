@@ -450,13 +450,21 @@ class Target(Part):
     extra: ClassVar[str]
     """The extra of this package that installs what `build` needs."""
 
-    def refusal(self, form: Form) -> str | None:
-        """Why it has no files of a form; None if it has."""
-        return None if form in self.forms else f"target {self.label} has no form {form!r}, only {', '.join(self.forms)}"
+    def refusal(self, form: Form, group_size: int | None = None) -> str | None:
+        """Why it has no files of a form, or none with 4-bit weights in groups of that size; None if it has."""
+        if form not in self.forms:
+            return f"target {self.label} has no form {form!r}, only {', '.join(self.forms)}"
+        least = self.scheme.smallest_group
+        if group_size is not None and group_size < least and form in self.scheme.grouped:
+            return (
+                f"target {self.label} has no fast kernel for groups of {group_size}; set group_size to {least} or more"
+            )
+        return None
 
     def graph(self, model: Model) -> torch.nn.Module:
         """What `build` exports. Raises `TargetError` for a form that the runtime does not have."""
-        if model.quantization is not None and (refusal := self.refusal(model.quantization.form)):
+        plan = model.quantization
+        if plan is not None and (refusal := self.refusal(plan.form, plan.group_size)):
             raise TargetError(refusal)
         return model.graph(self.scheme)
 

@@ -88,7 +88,21 @@ class Flatbuffer:
         grid = tensor.quantization
         scales, zeros, axis = (None, None, 0) if grid is None else (grid.scale, grid.zeroPoint, grid.quantizedDimension)
         as_bytes = [b"" if values is None else np.asarray(values, np.float64).tobytes() for values in (scales, zeros)]
-        return (self.shape(index), tensor.type, bool(tensor.isVariable), axis, *as_bytes)
+        groups = self.groups(tensor)
+        grouped = None if groups is None else (groups.blockSize, self.held(groups.scales))
+        return (self.shape(index), tensor.type, bool(tensor.isVariable), axis, *as_bytes, grouped)
+
+    def groups(self, tensor: Any) -> Any:
+        """How a tensor is quantized that has a scale for each group: `scales` is another's index; None for others."""
+        grid, kinds = tensor.quantization, self.schema.QuantizationDetails
+        return grid.details if grid is not None and grid.detailsType == kinds.BlockwiseQuantization else None
+
+    def group(self, tensor: Any, size: int, scales: int) -> None:
+        """Gives a tensor the scale of its group, for each `size` of its last dimension, from the tensor `scales`."""
+        details, grid = self.schema.BlockwiseQuantizationT(), self.schema.QuantizationParametersT()
+        details.scales, details.zeroPoints, details.blockSize = scales, -1, size
+        grid.detailsType, grid.details = self.schema.QuantizationDetails.BlockwiseQuantization, details
+        tensor.quantization = grid
 
     def constant(self, tensor: Any) -> bytes:
         """A tensor's data; empty if it is computed."""
@@ -184,12 +198,16 @@ class Flatbuffer:
         """Removes tensors that no operator takes any longer, and buffers; a file would carry them on."""
         used = {int(index) for operator in self.operators for index in (*operator.inputs, *operator.outputs)}
         used |= {int(index) for index in (*self.main.inputs, *self.main.outputs)}
+        used |= {groups.scales for index in used - {-1} if (groups := self.groups(self.tensors[index])) is not None}
         used.discard(-1)
         place = {old: new for new, old in enumerate(sorted(used))} | {-1: -1}
         self.main.tensors = [self.tensors[index] for index in sorted(used)]
         for holder in (self.main, *self.operators):
             holder.inputs = [place[int(index)] for index in holder.inputs]
             holder.outputs = [place[int(index)] for index in holder.outputs]
+        for tensor in self.tensors:
+            if (groups := self.groups(tensor)) is not None:
+                self.group(tensor, groups.blockSize, place[groups.scales])
         for signature in self.model.signatureDefs or []:
             for entry in (*signature.inputs, *signature.outputs):
                 entry.tensorIndex = place[entry.tensorIndex]
@@ -247,7 +265,10 @@ class Builder:
     def same(self, index: int) -> int:
         """A constant of the main subgraph."""
         original = self.graph.tensors[index]
-        return self.tensor(original.type, self.graph.shape(index), original.quantization, original.buffer)
+        made = self.tensor(original.type, self.graph.shape(index), original.quantization, original.buffer)
+        if (groups := self.graph.groups(original)) is not None:
+            self.graph.group(self.subgraph.tensors[made], groups.blockSize, self.same(groups.scales))
+        return made
 
     def constant(self, values: np.ndarray, kind: int, grid: Any = None) -> int:
         data, stored = values.tobytes(), self.graph.stored

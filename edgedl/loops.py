@@ -364,15 +364,21 @@ def _unroll(graph: Flatbuffer, loop: Any) -> None:
     held = graph.model.subgraphs[loop.builtinOptions.condSubgraphIndex].tensors[limit].buffer
     (passes,) = np.frombuffer(bytes(graph.model.buffers[held].data), np.int32)
     constants: dict[int, int] = {}
+
+    def copied(index: int, number: int) -> int:
+        tensor = copy.copy(body.tensors[index])
+        tensor.name += f"/{number}".encode()
+        if (groups := graph.groups(tensor)) is not None:
+            graph.group(tensor, groups.blockSize, copied(groups.scales, number))
+        return graph.add(tensor)
+
     state, unrolled = [int(index) for index in loop.inputs], []
     for number in range(passes):
         place = dict(zip((int(index) for index in body.inputs), state, strict=True)) | {-1: -1} | constants
         for operator in body.operators:
             for index in (int(index) for index in (*operator.inputs, *operator.outputs)):
                 if index not in place:
-                    tensor = copy.copy(body.tensors[index])
-                    tensor.name += f"/{number}".encode()
-                    place[index] = graph.add(tensor)
+                    place[index] = copied(index, number)
                     if graph.held(place[index]) is not None:
                         constants[index] = place[index]
             made = copy.copy(operator)

@@ -16,6 +16,9 @@ MIN_HALVED = 16
 """Constants of fewer numbers stay float32 in `store_in_half`: a cast costs more than they do."""
 TAKE_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose second input is a weight, which int8 kernels want signed."""
+LARGEST_4_BIT = 7
+COMPUTES_IN_INT8 = 4
+"""Of onnxruntime's levels of accuracy, the one below float32 and half precision."""
 INT4_OPSET = 21
 """The first that has INT4 and groups in DequantizeLinear."""
 
@@ -38,7 +41,8 @@ class _Weight:
 
     @property
     def grouped(self) -> bool:
-        return self.shape != self.codes.shape
+        """Whether it has 4 bits, as only weights in groups do here; a group may be a whole row."""
+        return bool(np.abs(self.codes).max() <= LARGEST_4_BIT)
 
 
 class _Editor:
@@ -240,8 +244,11 @@ def pack_recurrent(file: Path, run_time_scales: bool) -> None:
     _save(editor, file)
 
 
-def pack_for_onnxruntime(file: Path) -> None:
-    """Turns dense layers with 4-bit weights in groups into onnxruntime's MatMulNBits."""
+def pack_for_onnxruntime(file: Path, run_time_scales: bool) -> None:
+    """Turns dense layers with 4-bit weights in groups into onnxruntime's MatMulNBits.
+
+    With `run_time_scales`, its kernel makes int8 codes of inputs, too, with a scale for each group of each row.
+    """
     editor = _Editor(onnx.load(str(file)))
     for weight in editor.weights(("Gemm", "MatMul")):
         if not weight.grouped:
@@ -257,6 +264,8 @@ def pack_for_onnxruntime(file: Path) -> None:
         if user.op_type == "Gemm" and len(user.input) > 2:
             inputs += ["", "", user.input[2]]
         attributes = {"K": num_inputs, "N": num_outputs, "bits": 4, "block_size": group}
+        if run_time_scales:
+            attributes["accuracy_level"] = COMPUTES_IN_INT8
         packed = helper.make_node("MatMulNBits", inputs, [name], user.name, domain="com.microsoft", **attributes)
         editor.replace(user, [packed])
     editor.use_operators_of("com.microsoft")
@@ -277,6 +286,9 @@ def pack_for_tensorrt(file: Path) -> None:
         scales = editor.constant(f"{name}_weight_scale", weight.scales.reshape(weight.shape[0], -1))
         dequantize = helper.make_node("DequantizeLinear", [editor.keep(held), scales], [made], axis=1, block_size=group)
         dequantize.name = weight.dequantize.name
+        if weight.codes.shape == weight.shape:  # a group is a whole row, and needs no reshape
+            editor.replace(weight.dequantize, [dequantize])
+            continue
         (reshape,) = (node for node in editor.graph.node if made in node.input)
         dequantize.output[0] = reshape.output[0]
         editor.replace(reshape, [dequantize])

@@ -99,7 +99,8 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _targets_have_the_form(self) -> Recipe:
         for step in self.steps:
-            refusals = [target.refusal(step.form) for target in self.targets if step.form is not None]
+            size = getattr(step, "group_size", None)
+            refusals = [target.refusal(step.form, size) for target in self.targets if step.form is not None]
             if refusal := next(filter(None, refusals), None):
                 raise ValueError(f"{refusal}; change step {step.label}, or leave the target out")
         return self

@@ -42,9 +42,9 @@ class Attention(nn.Module):
 class Recurrent(nn.Module):
     """An LSTM, whose layers see (steps, samples, values), and a dense layer on its last output."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 8) -> None:
         super().__init__()
-        self.lstm, self.dense = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 10)
+        self.lstm, self.dense = nn.LSTM(inputs, 32, batch_first=True), nn.Linear(32, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs, _ = self.lstm(x)
@@ -101,6 +101,21 @@ class Flattened(nn.Module):
         return self.dense(x.reshape(-1, 16)).reshape(-1, 56)
 
 
+class Uneven(nn.Module):
+    """Dense layers whose weights are far larger in some groups of inputs than in others."""
+
+    def __init__(self, inputs: int, **outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(inputs, size) for name, size in outputs.items()})
+        with torch.no_grad():
+            for layer in self.layers.values():
+                spread = torch.exp(1.5 * torch.randn(len(layer.weight), inputs // 32))
+                layer.weight *= spread.repeat_interleave(32, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(layer(x) for layer in self.layers.values())
+
+
 class Tokens(Noise):
     """Random token numbers in."""
 
@@ -149,6 +164,7 @@ KERNELS = {
     ),
     "sequence": (Branches(a=nn.Conv1d(16, 24, 3, padding=1), b=nn.Conv1d(16, 24, 1)), (16, 20)),
     "dense": (Branches(a=nn.Linear(64, 100), b=nn.Linear(64, 32, bias=False), c=nn.Linear(64, 1)), (64,)),
+    "uneven": (Uneven(320, a=33, b=64), (12, 320)),
     "rows": (Branches(a=nn.Linear(64, 100), b=nn.Sequential(nn.Linear(64, 32, bias=False), nn.ReLU())), (28, 64)),
 }
 with torch.no_grad():  # batch norms with statistics of their own
@@ -240,9 +256,10 @@ def test_weights_that_a_converter_copies_are_not_taken_for_one_another(form, tmp
     assert stats.sqnr_db(wanted, answers) > 30
 
 
+GROUPS: tuple[str, Form, int] = ("tflite", "int4 dynamic", 32)
 KERNEL_CASES = [
     *((name, use, "int8 dynamic") for name in KERNELS for use in ("tflite", "onnxruntime")),
-    *((name, "tflite", "int4 dynamic") for name in ("dense", "rows")),
+    *((name, "tflite", "int4 dynamic") for name in ("dense", "rows", "uneven")),
 ]
 
 
@@ -288,9 +305,9 @@ def test_files_of_heavy_weights_shrink_as_far_as_their_bits(use, built):
     """4x with 8 bits, nearly 8x with 4, 2x in half precision."""
     size = built("dense", use, None)[1].file.stat().st_size
     for form in set(target_of(use).forms) - set(STATIC_FORMS):
-        bits = {"int8": 8, "int4": 4, "fp16": 16}[form.split()[0]]
-        if form == "int4 weights" and use != "tflite":
-            bits += 1  # a float32 scale for 32 weights
+        bits: float = {"int8": 8, "int4": 4, "fp16": 16}[form.split()[0]]
+        if form in target_of(use).scheme.grouped:
+            bits += 0.5 if use == "tflite" else 1  # a scale for 32 weights, in float16 or in float32
         assert size / built("dense", use, form)[1].file.stat().st_size == pytest.approx(32 / bits, rel=0.1), form
 
 
@@ -302,14 +319,82 @@ def test_onnx_files_hold_the_operators_of_their_form(built):
     dynamic = operators(built("tokens", "onnxruntime", "int8 dynamic")[1].file)
     assert dynamic.count("MatMulInteger") == 4
     assert dynamic.count("DynamicQuantizeLinear") == 2  # query, key and value share one
-    four_bits = operators(built("tokens", "onnxruntime", "int4 weights")[1].file)
-    assert four_bits.count("MatMulNBits") == 4
+    for form, level in (("int4 weights", []), ("int4 dynamic", [4])):  # 4: products of int8 codes
+        nodes = onnx.load(str(built("tokens", "onnxruntime", form)[1].file)).graph.node
+        levels = [[a.i for a in n.attribute if a.name == "accuracy_level"] for n in nodes if n.op_type == "MatMulNBits"]
+        assert levels == [level] * 4
     half = onnx.load(str(built("tokens", "tensorrt", "fp16")[1].file)).graph
     types = {tensor.name: tensor.data_type for tensor in half.initializer}
     products = [node for node in half.node if node.op_type in ("MatMul", "Gemm")]
     weights = [types[name] for node in products for name in node.input if name in types]
     assert weights == [onnx.TensorProto.FLOAT16] * 4
     assert {value.type.tensor_type.elem_type for value in half.output} == {onnx.TensorProto.FLOAT}
+
+
+def grouped(net: nn.Module, task: Noise, use: str, form: Form, size: int, folder: Path) -> tuple[Model, Path]:
+    """A network and its file with 4-bit weights that have a scale for each `size` inputs."""
+    model = Model(net=net, quantization=Quantization(net.eval(), task, "auto", forms=(form,), group_size=size))
+    return model, target_of(use).build(model, task, folder, batch_size=1).file
+
+
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime"])
+def test_groups_keep_weights_that_differ_in_size(use, tmp_path):
+    """A larger group, or a whole row, serves the largest of its weights alone. 320 is no multiple of 128."""
+    net, task, target = Uneven(320, y=64).eval(), Noise(shape=(320,)), target_of(use)
+    wanted = measure.evaluate(TorchSession(net, task), task, "test").outputs["y"]
+    found = {}
+    for size in (32, 64, 128) if use == "tflite" else (16, 32, 64):
+        model, file = grouped(net, task, use, "int4 dynamic", size, tmp_path)
+        session = target.open(file)
+        outputs = measure.evaluate(session, task, "test").outputs["y"]
+        session.close()
+        simulated = model.quantization.simulated(target.scheme).evaluated("test").outputs["y"]
+        assert stats.sqnr_db(simulated, outputs) > 110
+        found[size] = stats.sqnr_db(wanted, outputs)
+    assert found[32] > found[64] + 1
+    assert use != "tflite" or found[64] > found[128] + 1
+
+
+def test_tflite_files_with_groups_are_of_a_version_that_old_interpreters_refuse(tmp_path):
+    """They would ignore the scales and answer nonsense."""
+    _, file = grouped(nn.Sequential(nn.Linear(96, 8), nn.Linear(8, 4)), Noise(shape=(96,)), *GROUPS, tmp_path)
+    graph = Flatbuffer(file.read_bytes())
+    first, second = graph.operators
+    versions = [graph.model.operatorCodes[operator.opcodeIndex].version for operator in graph.operators]
+    groups = graph.groups(graph.tensors[first.inputs[1]])
+    assert versions[0] == 13 > versions[1]
+    assert (groups.blockSize, graph.shape(groups.scales), graph.type_name(groups.scales)) == (32, (8, 3), "FLOAT16")
+    assert graph.groups(graph.tensors[second.inputs[1]]) is None  # 8 inputs are no group
+
+
+def test_groups_of_whole_rows_have_four_bits_in_onnx_files(tmp_path):
+    net, task = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), Noise(shape=(64,))
+    for form in ("int4 weights", "int4 dynamic"):
+        _, file = grouped(net, task, "onnxruntime", form, 64, tmp_path)
+        assert operators(file) == ["MatMulNBits", "Relu", "MatMulNBits"]
+    # NVIDIA's parser and builder take the same.
+    _, file = grouped(net, task, "tensorrt", "int4 weights", 64, tmp_path)
+    stand_in = next(file.parent.glob("*.onnx"))
+    held = [tensor.data_type for tensor in onnx.load(str(stand_in)).graph.initializer]
+    assert held.count(onnx.TensorProto.INT4) == 2
+
+
+def test_groups_stay_in_loops(tmp_path):
+    """Loops have tensors of their own, and so their weights' scales."""
+    net, task = Recurrent(64), Noise(shape=(48, 64), num_samples=4)
+    model, file = grouped(net, task, *GROUPS, tmp_path)
+    graph = Flatbuffer(file.read_bytes())
+    assert "WHILE" in map(graph.kind, graph.operators)
+    session, batch = target_of("tflite").open(file), {"x0": task.arrays("test")["x0"][:1]}
+    simulated = model.quantization.simulated(LITERT).session().run(batch)["y"]
+    assert stats.sqnr_db(simulated, session.run(batch)["y"]) > 60
+    assert len(session.activations(batch)) > 48 * 10  # of an unrolled copy
+    session.close()
+
+
+def test_groups_too_small_for_a_fast_kernel_are_an_error(tmp_path):
+    with pytest.raises(TargetError, match="tflite has no fast kernel for groups of 16; set group_size to 32 or more"):
+        grouped(nn.Linear(64, 8), Noise(shape=(64,)), "tflite", "int4 dynamic", 16, tmp_path)
 
 
 def test_dynamic_tflite_files_use_hybrid_kernels_where_they_are_fast(built):
@@ -431,7 +516,7 @@ def test_four_bits_without_a_layer_for_them_is_an_error(built):
 def test_onnxruntime_scales_single_samples_only(tmp_path):
     net, task = NETWORKS["dense"]
     model = Model(net=net, quantization=Quantization(net, task, "auto", forms=("int8 dynamic",)))
-    with pytest.raises(TargetError, match="batch_size"):
+    with pytest.raises(TargetError, match="for int8 dynamic set bench"):
         target_of("onnxruntime").build(model, task, tmp_path, batch_size=2)
 
 
@@ -451,7 +536,8 @@ targets = [ {{ use = "tflite" }}, {{ use = "{target}" }} ]
         ('method = "dynamic", calibrator = "mse"', "onnxruntime", "has no calibrator"),
         ('method = "weight-only", group_size = 64', "onnxruntime", "has no group_size"),
         ('method = "dynamic"', "tensorrt", "tensorrt has no form 'int8 dynamic'"),
-        ('precision = "int4", method = "dynamic"', "onnxruntime", "onnxruntime has no form 'int4 dynamic'"),
+        ('precision = "int4", method = "dynamic"', "tensorrt", "tensorrt has no form 'int4 dynamic'"),
+        ('precision = "int4", method = "dynamic", group_size = 16', "onnxruntime", "no fast kernel for groups of 16"),
     ],
 )
 def test_recipes_refuse_what_makes_no_sense(step, target, said):

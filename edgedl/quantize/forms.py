@@ -22,8 +22,9 @@ from edgedl.quantize.operators import GRU, LSTM, OPERATORS, RECURRENT_PARAMETERS
 from edgedl.quantize.quantizer import is_float
 from edgedl.quantize.schemes import Form, Scheme
 
-LARGEST_HALF = 65504.0
+SMALLEST_HALF, LARGEST_HALF = 2.0**-24, 65504.0
 LARGEST_4_BIT = 7
+RESHAPE = torch.ops.aten.reshape.default
 SENSITIVE = (
     *("layer_norm", "group_norm", "batch_norm", "rms_norm", "softmax", "log_softmax", "logsumexp"),
     *("mean", "sum", "var", "norm", "exp", "pow", "rsqrt", "cumsum", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
@@ -42,17 +43,21 @@ def rewritten(graph: GraphModule, form: Form, scheme: Scheme, group_size: int) -
     if form == "fp16":
         _round_parameters(graph)
         return _computing_in_half(graph) if scheme.computes_in_half else graph
-    four_bits, group = form.startswith("int4"), group_size if scheme.groups_weights else 0
+    four_bits, group = form.startswith("int4"), group_size if form in scheme.grouped else 0
     weighted = [(node, operator) for node in graph.graph.nodes if (operator := weighted_operator(node)) is not None]
-    small = [node for node, operator in weighted if four_bits and _takes_four_bits(graph, node, operator, group)]
+    groups = {node: _group(graph, node, operator, group, scheme) for node, operator in weighted if four_bits}
+    small = {node: size for node, size in groups.items() if size is not None}
     if four_bits and not small:
-        unless = f" whose number of inputs is a multiple of {group}" if group else ""
+        unless = "" if scheme.whole_rows else f" whose number of inputs is a multiple of {group}"
         raise TargetError(f"{form}: the network has no linear layer{unless}, and no other can have 4-bit weights")
     for node, operator in weighted:
-        in_small = node in small
-        largest = LARGEST_4_BIT if in_small else scheme.weight_max
+        largest = LARGEST_4_BIT if node in small else scheme.weight_max
         weight = cast("Node", node.args[operator.weight])
-        made = _quantized(graph, node, weight, f"{node.name}_weight", operator.weight_axis, largest, group * in_small)
+        made = _quantized(
+            *(graph, node, weight, f"{node.name}_weight", operator.weight_axis, largest),
+            group=small.get(node, 0),
+            half=scheme.half_group_scales,
+        )
         node.update_arg(operator.weight, made)
     for node in graph.graph.nodes:
         if str(node.target) in (LSTM, GRU) and form in scheme.whole_recurrent:
@@ -76,11 +81,14 @@ def is_dense(node: Node) -> bool:
     return str(node.target).startswith("aten.linear")
 
 
-def _takes_four_bits(graph: GraphModule, node: Node, operator: Operator, group: int) -> bool:
+def _group(graph: GraphModule, node: Node, operator: Operator, size: int, scheme: Scheme) -> int | None:
+    """How many inputs of an operator share a scale of its 4-bit weights, 0 if all do; None if it can't have such."""
     if not is_dense(node):
-        return False
+        return None
     num_inputs = attribute(graph, str(cast("Node", node.args[operator.weight]).target)).shape[1]
-    return not group or num_inputs % group == 0
+    if size and num_inputs % size == 0 and (num_inputs > size or not scheme.whole_rows):
+        return size
+    return 0 if scheme.whole_rows else None
 
 
 def sharing_a_scale(node: Node, weight: torch.Tensor, scheme: Scheme) -> tuple[int, ...] | None:
@@ -139,9 +147,11 @@ class DynamicInterpreter(IntegerInterpreter):
         if operator is None or operator.role is not Role.WEIGHTED:
             return None
         weight = cast("Node", node.args[operator.weight])
+        source = cast("Node", node.args[operator.inputs[0]])
+        if weight.target == RESHAPE and (rows := cast("Node", weight.args[0])).target == DEQUANTIZE_WEIGHT:
+            return self._grouped(node, self.env[source], rows)
         if weight.target != DEQUANTIZE_WEIGHT:
             return None
-        source = cast("Node", node.args[operator.inputs[0]])
         shared = sharing_a_scale(node, self.env[weight], self.scheme)
         if shared is None:
             return self._of_one_channel(node)
@@ -150,7 +160,7 @@ class DynamicInterpreter(IntegerInterpreter):
         if not shared:
             own = _sample_dimension(node)
             shared = tuple(dimension for dimension in range(values.ndim) if dimension != own)
-        codes, unit = (_litert_codes if by_row else onnxruntime_codes)(values, shared)
+        codes, unit = _litert_codes(values, shared)[::2] if by_row else onnxruntime_codes(values, shared)
         codes_of_weight, scales = self.env[cast("Node", weight.args[0])], self.env[cast("Node", weight.args[1])]
         replaced: dict[Node, Any] = {source: codes, weight: codes_of_weight.double()}
         bias = node.args[operator.bias] if len(node.args) > operator.bias else None
@@ -161,6 +171,27 @@ class DynamicInterpreter(IntegerInterpreter):
         scales = scales.reshape(channels)
         offset = self.env[bias].reshape(channels) if isinstance(bias, Node) else torch.zeros(1)
         return _fused(sums * unit, scales, offset) if by_row else sums * (unit * scales) + offset
+
+    def _grouped(self, node: Node, values: torch.Tensor, rows: Node) -> torch.Tensor:
+        """A dense layer on `values` whose 4-bit weights have a scale for each group of inputs: they are `rows`."""
+        codes_of_weight, scales = (self.env[cast("Node", part)] for part in rows.args[:2])
+        num_outputs, size = self.env[cast("Node", node.args[1])].shape[0], codes_of_weight.shape[1]
+        weights = codes_of_weight.double().reshape(num_outputs, -1, size).unbind(1)
+        units = scales.reshape(num_outputs, -1).unbind(1)
+        bias = self.env[cast("Node", node.args[2])] if len(node.args) > 2 else torch.zeros(1)
+        in_groups = (*values.shape[:-1], -1, size)
+        if self.scheme.run_time_scales == "tensor":
+            return _products_of_groups(values.reshape(in_groups).unbind(-2), weights, units) + bias
+        codes, zero_point, unit = _litert_codes(values, (-1,))
+        # XNNPACK's kernels take bytes, and begin with what their zero point adds to each sum.
+        codes, zero_point = codes + zero_point + 128, zero_point + 128
+        offset = torch.zeros(num_outputs)
+        for weight, scale in zip(weights, units, strict=True):
+            offset = offset - weight.sum(1).float() * scale
+        sums = zero_point * offset
+        for part, weight, scale in zip(codes.reshape(in_groups).unbind(-2), weights, units, strict=True):
+            sums = _fused((part @ weight.T).float(), scale, sums)
+        return sums * unit + bias
 
     def _lstm(self, node: Node) -> tuple[torch.Tensor, ...] | None:
         """A whole LSTM with int8 products; None if its weights aren't constants."""
@@ -229,8 +260,20 @@ def _fused(values: torch.Tensor, factor: torch.Tensor, added: torch.Tensor) -> t
     return torch.addcmul(added.double(), values.double(), factor.double()).float()
 
 
-def _litert_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """XNNPACK's int8 codes, less their zero point, as float64, and the size of their unit."""
+def _products_of_groups(
+    values: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], scales: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """onnxruntime's dense layer in groups of inputs: each group of a row has symmetric int8 codes of its own."""
+    sums = torch.zeros(1, dtype=torch.float64)
+    for part, weight, scale in zip(values, weights, scales, strict=True):
+        reach = part.abs().amax(-1, keepdim=True)
+        codes = torch.round(part * torch.where(reach > 0, torch.tensor(127.0) / reach, torch.zeros(1)))
+        sums = sums + (codes.double() @ weight.T) * (reach / torch.tensor(127.0)).double() * scale.double()
+    return sums.float()
+
+
+def _litert_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """XNNPACK's int8 codes, less their zero point, as float64, that zero point, and the size of their unit."""
     low = values.amin(tuple(shared), keepdim=True).clamp(max=0)
     high = values.amax(tuple(shared), keepdim=True).clamp(min=0)
     # As a tensor: torch divides a number by multiplying it with the rounded inverse.
@@ -240,7 +283,7 @@ def _litert_codes(values: torch.Tensor, shared: Sequence[int]) -> tuple[torch.Te
     is_low = (-128 + steps_low) + (127 + steps_high) > 0
     zero_point = torch.where(is_low, -128 - steps_low, 127 - steps_high).clamp(-128, 127).round()
     codes = (torch.round(values * factor) + zero_point).clamp(-128, 127) - zero_point
-    return codes.double(), 1 / factor
+    return codes.double(), zero_point, 1 / factor
 
 
 def _quantize_recurrent(graph: GraphModule, node: Node, largest: int) -> None:
@@ -254,15 +297,23 @@ def _quantize_recurrent(graph: GraphModule, node: Node, largest: int) -> None:
 
 
 def _quantized(
-    graph: GraphModule, node: Node, source: Node, name: str, axis: int, largest: int, group: int = 0
+    graph: GraphModule,
+    node: Node,
+    source: Node,
+    name: str,
+    axis: int,
+    largest: int,
+    group: int = 0,
+    half: bool = False,
 ) -> Node:
     """Makes quantize and dequantize nodes before `node`, behind its weight `source`, with one scale along `axis`.
 
     With `group`, a scale goes over as many neighbouring inputs of one output: the groups are rows while quantized.
+    With `half`, such scales are numbers that bfloat16 and float16 hold.
     """
     weight = attribute(graph, str(source.target)).detach()
     rows = weight.reshape(-1, group) if group else weight
-    scales = _scales(rows.movedim(axis, 0).flatten(1), largest)
+    scales = _scales(rows.movedim(axis, 0).flatten(1), largest, half and group > 0)
     unit = scales.reshape([-1 if dimension == axis else 1 for dimension in range(rows.ndim)])
     # On the grid already: a converter that divides where torch multiplies would round one in 100,000 the other way.
     graph.register_buffer(name, (torch.round(rows / unit).clamp(-largest, largest) * unit).reshape(weight.shape))
@@ -271,17 +322,17 @@ def _quantized(
     with graph.graph.inserting_before(node):
         value = graph.graph.get_attr(name)
         if group:
-            value = graph.graph.call_function(torch.ops.aten.reshape.default, (value, list(rows.shape)))
+            value = graph.graph.call_function(RESHAPE, (value, list(rows.shape)))
         grid = (graph.graph.get_attr(f"{name}_scale"), graph.graph.get_attr(f"{name}_zero_point"))
         limits = (axis, -largest, largest, torch.int8)
         value = graph.graph.call_function(QUANTIZE_WEIGHT, (value, *grid, *limits))
         value = graph.graph.call_function(DEQUANTIZE_WEIGHT, (value, *grid, *limits))
         if group:
-            value = graph.graph.call_function(torch.ops.aten.reshape.default, (value, list(weight.shape)))
+            value = graph.graph.call_function(RESHAPE, (value, list(weight.shape)))
     return value
 
 
-def _scales(rows: torch.Tensor, largest: int) -> torch.Tensor:
+def _scales(rows: torch.Tensor, largest: int, half: bool = False) -> torch.Tensor:
     """One scale a row (R, K) -> (R,): with 8 bits its largest magnitude counts, with 4 the least squared error."""
     reach = rows.abs().amax(1)
     reach = torch.where(reach > 0, reach, torch.ones_like(reach))  # a row of zeros still needs a scale to divide by
@@ -289,9 +340,11 @@ def _scales(rows: torch.Tensor, largest: int) -> torch.Tensor:
         return reach / largest
     best, least = reach / largest, torch.full_like(reach, torch.inf)
     for shrink in torch.linspace(1.0, 0.6, 41):
-        scale = (reach * shrink / largest)[:, None]
-        error = (torch.round(rows / scale).clamp(-largest, largest) * scale - rows).square().sum(1)
-        best = torch.where(error < least, scale[:, 0], best)
+        scale = reach * shrink / largest
+        if half:
+            scale = scale.clamp(SMALLEST_HALF, LARGEST_HALF).bfloat16().half().float()
+        error = (torch.round(rows / scale[:, None]).clamp(-largest, largest) * scale[:, None] - rows).square().sum(1)
+        best = torch.where(error < least, scale, best)
         least = torch.minimum(error, least)
     return best
 

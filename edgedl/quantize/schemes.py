@@ -39,8 +39,14 @@ class Scheme:
     """How dense layers can give float numbers, so that a network that ends in one loses nothing to a grid: the int32
     sums of their int8 kernel, or only what a float kernel computes, on int8 weights; that is slower, so it is used
     for layers that are a small part of their network."""
-    groups_weights: bool = False
-    """Whether 4-bit weights may have a scale for each group of inputs, not only for each output."""
+    grouped: tuple[Form, ...] = ()
+    """Forms in which 4-bit weights have a scale for each group of inputs; in others they have one for each output."""
+    smallest_group: int = 16
+    """The fewest inputs of a group that it has a fast kernel for."""
+    half_group_scales: bool = False
+    """Whether scales of groups are numbers that both bfloat16 and float16 hold."""
+    whole_rows: bool = False
+    """Whether layers whose inputs do not divide into groups may have 4-bit weights, with a scale for each output."""
     int8_transposed: Literal["fast", "slow", "none"] = "fast"
     """How good its int8 kernel for transposed convolutions is: that of ordinary ones does their work where there is
     none, and where it is slow and this takes no more products."""
@@ -64,13 +70,23 @@ class Scheme:
 AFFINE = Scheme(name="affine", symmetric_activations=False)
 """LiteRT and onnxruntime: asymmetric activations, one bit more precise after a ReLU."""
 
-LITERT = replace(AFFINE, runtime="litert", run_time_scales="row", float_outputs="kernel", int8_transposed="slow")
+LITERT = replace(
+    AFFINE,
+    runtime="litert",
+    run_time_scales="row",
+    float_outputs="kernel",
+    grouped=("int4 dynamic",),
+    smallest_group=32,
+    half_group_scales=True,
+    whole_rows=True,
+    int8_transposed="slow",
+)
 ONNXRUNTIME = replace(
     AFFINE,
     runtime="onnxruntime",
     run_time_scales="tensor",
     float_outputs="sums",
-    groups_weights=True,
+    grouped=("int4 dynamic", "int4 weights"),
     int8_transposed="none",
     whole_recurrent=("int8 dynamic", "int8 weights", "fp16"),
 )
@@ -78,4 +94,4 @@ ONNXRUNTIME = replace(
 SYMMETRIC = Scheme(name="symmetric", symmetric_activations=True)
 """TensorRT: its parser refuses a zero point other than 0."""
 
-TENSORRT = replace(SYMMETRIC, runtime="tensorrt", groups_weights=True, computes_in_half=True)
+TENSORRT = replace(SYMMETRIC, runtime="tensorrt", grouped=("int4 weights",), computes_in_half=True)

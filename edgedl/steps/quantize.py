@@ -55,7 +55,8 @@ class Quantize(TaughtStep):
     `ptq`, static int8 after training: ranges from the calibration split, by one calibrator or the best of all, and
     `corrections` that make good some of what it costs: those named, or with "auto" those that help. `dynamic`:
     activations get their ranges at run time. `weight-only`: activations stay float. With int4, linear layers have
-    4-bit weights, where a runtime has groups with a scale for each `group_size` inputs, and all others 8-bit ones.
+    4-bit weights with a scale for each `group_size` inputs, and all other layers 8-bit ones. Where the number of inputs
+    is no multiple of it, weights have 8 bits, or on TFLite 4 and a scale for each output, as all have in `weight-only`.
     With "mixed", the blocks that int8 harms most stay in float, with weights of half precision; TensorRT computes them
     in half precision.
 

@@ -42,7 +42,7 @@ class OnnxRuntime(Target):
     scheme: ClassVar[Scheme] = ONNXRUNTIME
     forms: ClassVar[tuple[Form, ...]] = (
         *("int8", "int8 layers", "mixed", "int8 dynamic", "int8 weights"),
-        *("int4 weights", "fp16"),
+        *("int4 dynamic", "int4 weights", "fp16"),
     )
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     requires: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -59,9 +59,11 @@ class OnnxRuntime(Target):
         from edgedl.onnx_export import export_onnx
 
         file = folder / "model.onnx"
-        if model.precision == "int8 dynamic" and batch_size > 1:
+        if model.precision.endswith("dynamic") and batch_size > 1:
             # What a sample gives would depend on those beside it.
-            raise TargetError("onnxruntime scales a whole batch at once; for int8 dynamic set bench.batch_size to 1")
+            raise TargetError(
+                f"onnxruntime scales a whole batch at once; for {model.precision} set bench.batch_size to 1"
+            )
         export_onnx(self.graph(model), task, file, batch_size)
         _store(file, model.precision)
         versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
@@ -79,13 +81,13 @@ def _store(file: Path, precision: str) -> None:
     if precision in STATIC_FORMS:
         onnx_forms.use_unsigned_activations(file)
         onnx_forms.take_pixels_as_codes(file)
-    if precision == "int8 dynamic":
+    if precision.startswith("int4"):
+        onnx_forms.pack_for_onnxruntime(file, run_time_scales=precision == "int4 dynamic")
+    if precision.endswith("dynamic"):
         onnx_forms.scale_at_run_time(file)
-    if precision == "int4 weights":
-        onnx_forms.pack_for_onnxruntime(file)
     if precision in ("int8 dynamic", "int8 weights"):
         onnx_forms.pack_recurrent(file, run_time_scales=precision == "int8 dynamic")
-    if precision in ("int8 dynamic", "int8 weights", "int4 weights"):
+    if precision in ("int8 dynamic", "int8 weights", "int4 dynamic", "int4 weights"):
         onnx_forms.store_in_eight_bits(file)
     if precision in ("fp16", "mixed"):
         onnx_forms.store_in_half(file)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 MIN_HALVED = 16
 """Constants of fewer numbers stay float32: storing them so takes more bytes than it saves."""
 
+KNOWS_GROUPS = 13
+"""A version of FULLY_CONNECTED that old interpreters refuse. Of another, tflite_runtime 2.14 takes such a file, ignores
+the scales of groups, and answers nonsense."""
+
 
 class TFLite(Target):
     """`.tflite` files with float inputs and outputs, for the interpreter of ai_edge_litert or tflite_runtime."""
@@ -142,17 +146,42 @@ def _scale_at_run_time(graph: Flatbuffer) -> None:
 
 
 def _pack_four_bits(graph: Flatbuffer) -> None:
-    """Stores the weights of dense layers in 4 bits, where the graph has put them on such a grid."""
+    """Stores the weights of dense layers in 4 bits, where the graph has put them on such a grid.
+
+    Those of groups come as a row for each group, dequantized and reshaped, and go to the layer as they are: so only
+    its kernel that scales inputs at run time has groups: DEQUANTIZE gives codes instead of weights for such a tensor.
+    """
     import numpy as np
 
-    taken = {int(operator.inputs[1]) for operator in graph.operators if graph.kind(operator) == "FULLY_CONNECTED"}
-    for made, operator in graph.dequantized_constants().items():
-        tensor = graph.tensors[operator.inputs[0]]
-        codes = np.frombuffer(graph.constant(tensor), np.int8)
-        if made in taken and np.abs(codes).max() <= 7:
+    types, constants = graph.schema.TensorType, graph.dequantized_constants()
+    reshapes = {int(made.outputs[0]): made for made in graph.operators if graph.kind(made) == "RESHAPE"}
+    for operator in graph.operators:
+        taken = int(operator.inputs[1]) if graph.kind(operator) == "FULLY_CONNECTED" else -1
+        reshape = reshapes.get(taken)
+        dequantize = constants.get(taken if reshape is None else int(reshape.inputs[0]))
+        if dequantize is None:
+            continue
+        source = int(dequantize.inputs[0])
+        tensor = graph.tensors[source]
+        if tensor.type == types.INT8:
+            codes = np.frombuffer(graph.constant(tensor), np.int8)
+            if np.abs(codes).max() > 7:
+                continue
             nibbles = np.append(codes, np.zeros(len(codes) % 2, np.int8)) & 15
             graph.store(tensor, (nibbles[0::2] | nibbles[1::2] << 4).astype(np.uint8).tobytes())
-            tensor.type = graph.schema.TensorType.INT4
+            tensor.type = types.INT4
+            if reshape is not None:
+                (_, size), shape = graph.shape(source), graph.shape(taken)
+                scales = graph.schema.TensorT()
+                scales.name, scales.type, scales.hasRank = tensor.name + b"_scales", types.FLOAT16, True
+                scales.shape = [shape[0], shape[1] // size]
+                graph.store(scales, np.asarray(tensor.quantization.scale, np.float16).tobytes())
+                graph.group(tensor, size, graph.add(scales))
+                tensor.shape = list(shape)
+        if reshape is not None:
+            operator.inputs = [operator.inputs[0], source, *operator.inputs[2:]]
+            operator.opcodeIndex = graph.code("FULLY_CONNECTED", KNOWS_GROUPS)
+    graph.drop_dead()
 
 
 def _drop_fences(graph: Flatbuffer) -> None:
