@@ -35,6 +35,7 @@ def compress(
     targets: Sequence[Target | Table | str] = ("tflite", "onnxruntime"),
     limits: Limits | Table | None = None,
     bench: Bench | Table | None = None,
+    max_batch: int | None = None,
     name: str | None = None,
     seed: int = 0,
     out: str | Path = "runs",
@@ -49,13 +50,14 @@ def compress(
     `metric`: a name, or a function of outputs and batch by name whose score is the better the larger it is.
     `images` says what is done to images among the data, and which the files take: `size`, `mean`, `std`, `layout`, and
     with `uint8_input` pixels from 0 to 255, which they normalize themselves, with `channels_last` (H, W, C).
+    With `max_batch`, files take batches of 1 to so many samples, and not only those of `bench`'s size.
     `steps`, `targets`, `limits` and `bench` are those of a recipe. With `fresh`, no step is taken from earlier runs.
 
     Raises `EdgedlError`, whose text says what to do.
     """
     wanted, text = own_recipe.make(
         model, data, task=task, label=label, metric=metric, images=images, steps=steps, targets=targets, limits=limits,
-        bench=bench, name=name, seed=seed,
+        bench=bench, name=name, seed=seed, max_batch=max_batch,
     )  # fmt: skip
     plugins.require(wanted.needed_targets)
     from edgedl import pipeline

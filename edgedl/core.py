@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 Batch: TypeAlias = Mapping[str, np.ndarray]
 """Named arrays, each (N, ...): a task's inputs and labels, or a session's inputs or outputs."""
 
+SIZES = "edgedl.sizes"
+"""Under which an ONNX file notes at which sizes its named dimensions are to be measured, as JSON."""
+
 Split = Literal["train", "calibration", "validation", "test"]
 
 
@@ -77,10 +80,18 @@ class TargetError(EdgedlError):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a named tensor. A task's shape is without the batch dimension, a session's is with it."""
+    """Shape and dtype of a named tensor. A task's shape is without the batch dimension, a session's is with it.
+
+    Dimensions that are `free` may have other sizes, too: `shape` then has the one that is measured.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
+    free: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = [f"any, such as {size}" if axis in self.free else str(size) for axis, size in enumerate(self.shape)]
+        return f"{self.dtype} ({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,6 +25,17 @@ NUM_PROFILED_RUNS = 50
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 MAGIC = {"tensorrt": b"ftrt", "tensorrt_rtx": b"vtrt"}
 """The first four bytes of an engine file; bytes 24 to 27 are the version that built it."""
+
+
+Shape: TypeAlias = tuple[int, ...]
+
+
+class Range(NamedTuple):
+    """Sizes of a dimension: from `least` to `most`, and the one for which kernels are chosen and which is measured."""
+
+    least: int
+    usual: int
+    most: int
 
 
 class Gpu(NamedTuple):
@@ -62,9 +76,17 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @_without_garbage_collection()
-def build_engine(trt: Any, onnx_file: Path, compute_capabilities: Sequence[str] = (), *, sparse: bool = False) -> bytes:
-    """The serialized engine of an ONNX file with fixed shapes, strongly typed: precision is what the file says.
+def build_engine(
+    trt: Any,
+    onnx_file: Path,
+    compute_capabilities: Sequence[str] = (),
+    *,
+    sparse: bool = False,
+    sizes: Mapping[str, Range] = MappingProxyType({}),
+) -> bytes:
+    """The serialized engine of an ONNX file, strongly typed: precision is what the file says.
 
+    `sizes` are for dimensions that have a name in the file, of which it must have no other without a fixed size.
     With `sparse`, layers with two zeros in every four weights may run on the GPU's sparse tensor cores.
     TensorRT builds for the GPU here. TensorRT-RTX needs none: its engine is for `compute_capabilities` ("8.6", "12.0"),
     or all from 8.0 on. Raises `TargetError` with the node and operator that is refused, or the builder's words.
@@ -80,6 +102,8 @@ def build_engine(trt: Any, onnx_file: Path, compute_capabilities: Sequence[str] 
     if not parser.parse(onnx_file.read_bytes(), str(onnx_file)):
         raise TargetError(f"{onnx_file}: {describe(trt)} {_refusal(parser, log)}")
     config = builder.create_builder_config()
+    if sizes:
+        _add_profile(builder, network, config, sizes, onnx_file)
     if sparse:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if compute_capabilities:
@@ -92,6 +116,19 @@ def build_engine(trt: Any, onnx_file: Path, compute_capabilities: Sequence[str] 
     if serialized is None:
         raise TargetError(f"{onnx_file}: {describe(trt)} cannot build an engine: {log.text()}")
     return bytes(serialized)
+
+
+def _add_profile(builder: Any, network: Any, config: Any, sizes: Mapping[str, Range], onnx_file: Path) -> None:
+    """Tells the builder which sizes an engine has to take, and for which to choose kernels."""
+    profile = builder.create_optimization_profile()
+    for value in (network.get_input(index) for index in range(network.num_inputs)):
+        ranges = [
+            Range(size, size, size) if size >= 0 else sizes[value.get_dimension_name(axis)]
+            for axis, size in enumerate(value.shape)
+        ]
+        profile.set_shape(value.name, *zip(*ranges, strict=True))
+    if config.add_optimization_profile(profile) < 0:
+        raise TargetError(f"{onnx_file}: NVIDIA's builder does not take the sizes {dict(sizes)}")
 
 
 class EngineSession:
@@ -113,18 +150,24 @@ class EngineSession:
             self._engine = _deserialize(trt, self._runtime, plan, file, self._log)
             names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
             taken = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
-            specs = {name: self._spec(name) for name in names}
+            self._buffers: dict[str, tuple[np.ndarray, int, int]] = {}
+            self._context = self._new_context()
+            largest = self._shapes(names, {name: self._sizes(name)[2] for name in taken})
+            usual = self._shapes(names, {name: self._sizes(name)[1] for name in taken})
+            specs = {name: self._spec(name, shape) for name, shape in usual.items()}
             self.inputs: Mapping[str, TensorSpec] = {name: spec for name, spec in specs.items() if name in taken}
             self.outputs: Mapping[str, TensorSpec] = {name: spec for name, spec in specs.items() if name not in taken}
             self.graphs: Mapping[str, Session] = {}
             self._stream = _call(self._cuda, "cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
             resources.callback(_call, self._cuda, "cudaStreamDestroy", self._stream)
-            self._buffers = {name: self._allocate(spec, resources) for name, spec in specs.items()}
-            self._context = self._new_context()
+            self._buffers = {
+                name: self._allocate(replace(spec, shape=largest[name]), resources) for name, spec in specs.items()
+            }
+            self._place(self._context)
             self._resources = resources.pop_all()
 
     def run(self, batch: Batch) -> Batch:
-        """Raises `UsageError` for arrays of other names, shapes or dtypes than `inputs`."""
+        """Raises `UsageError` for arrays of other names, shapes or dtypes than `inputs` says."""
         return self._execute(self._context, batch)
 
     def profile(self, batch: Batch) -> Sequence[OperatorTime]:
@@ -159,34 +202,61 @@ class EngineSession:
         cuda, kind, stream = self._cuda, self._cuda.cudaMemcpyKind, self._stream
         for name, spec in self.inputs.items():
             (host, pinned, device), values = self._buffers[name], batch.get(name)
-            if values is None or values.shape != spec.shape or values.dtype != host.dtype:
+            if values is None or not self._takes(name, spec, values) or values.dtype != host.dtype:
                 given = "nothing" if values is None else f"{values.dtype} {values.shape}"
-                raise UsageError(f"{self.file}: input {name} wants {spec.dtype} {spec.shape}, was given {given}")
-            np.copyto(host, values)
-            _call(cuda, "cudaMemcpyAsync", device, pinned, host.nbytes, kind.cudaMemcpyHostToDevice, stream)
+                raise UsageError(f"{self.file}: input {name} wants {spec}, was given {given}")
+            if spec.free:
+                context.set_input_shape(name, values.shape)
+            np.copyto(_first(host, values.shape), values)
+            _call(cuda, "cudaMemcpyAsync", device, pinned, values.nbytes, kind.cudaMemcpyHostToDevice, stream)
         if not context.execute_async_v3(int(stream)):
             raise TargetError(f"{self.file}: {self.runtime} cannot run it: {self._log.text()}")
-        for host, pinned, device in (self._buffers[name] for name in self.outputs):
-            _call(cuda, "cudaMemcpyAsync", pinned, device, host.nbytes, kind.cudaMemcpyDeviceToHost, stream)
+        found = {}
+        for name, spec in self.outputs.items():
+            host, pinned, device = self._buffers[name]
+            found[name] = _first(host, tuple(context.get_tensor_shape(name)) if spec.free else spec.shape)
+            _call(cuda, "cudaMemcpyAsync", pinned, device, found[name].nbytes, kind.cudaMemcpyDeviceToHost, stream)
         _call(cuda, "cudaStreamSynchronize", stream)
-        return {name: self._buffers[name][0].copy() for name in self.outputs}
+        return {name: values.copy() for name, values in found.items()}
 
     @_without_garbage_collection()
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
             raise TargetError(f"{self.file}: {self.runtime} cannot prepare it to run: {self._log.text()}")
-        for name, (_, _, device) in self._buffers.items():
-            context.set_tensor_address(name, device)
+        self._place(context)
         return context
 
-    def _spec(self, name: str) -> TensorSpec:
+    def _place(self, context: Any) -> None:
+        for name, (_, _, device) in self._buffers.items():
+            context.set_tensor_address(name, device)
+
+    def _sizes(self, name: str) -> Sequence[Shape]:
+        """The smallest, the usual and the largest shape of an input."""
         shape = tuple(int(size) for size in self._engine.get_tensor_shape(name))
+        if min(shape, default=1) >= 0:
+            return shape, shape, shape
+        return [tuple(int(size) for size in found) for found in self._engine.get_tensor_profile_shape(name, 0)]
+
+    def _shapes(self, names: Sequence[str], inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Those of inputs and outputs, with inputs of these."""
+        for name, shape in inputs.items():
+            self._context.set_input_shape(name, shape)
+        return {name: tuple(int(size) for size in self._context.get_tensor_shape(name)) for name in names}
+
+    def _takes(self, name: str, spec: TensorSpec, values: np.ndarray) -> bool:
+        if values.shape == spec.shape or not spec.free or values.ndim != len(spec.shape):
+            return values.shape == spec.shape
+        least, _, most = self._sizes(name)
+        return all(low <= size <= high for low, size, high in zip(least, values.shape, most, strict=True))
+
+    def _spec(self, name: str, shape: Shape) -> TensorSpec:
         dtype = self._engine.get_tensor_dtype(name)
         if min(shape, default=1) < 1 or self._engine.get_tensor_location(name) != self._trt.TensorLocation.DEVICE:
             raise TargetError(f"{self.file}: {name} has no fixed shape {shape}; export the network with fixed shapes")
+        free = tuple(axis for axis, size in enumerate(self._engine.get_tensor_shape(name)) if size < 0)
         try:
-            return TensorSpec(shape, np.dtype(self._trt.nptype(dtype)).name)
+            return TensorSpec(shape, np.dtype(self._trt.nptype(dtype)).name, free)
         except TypeError as error:
             raise TargetError(f"{self.file}: {name} is {dtype.name}, a type that numpy does not have") from error
 
@@ -200,6 +270,11 @@ class EngineSession:
         resources.callback(_call, self._cuda, "cudaFreeHost", pinned)
         memory = (ctypes.c_byte * num_bytes).from_address(pinned)
         return np.ndarray(spec.shape, dtype, memoryview(memory)), pinned, device
+
+
+def _first(host: np.ndarray, shape: Shape) -> np.ndarray:
+    """As much of a buffer as an array of this shape takes."""
+    return host if host.shape == shape else host.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def _read_plan(trt: Any, file: Path) -> bytes:

@@ -68,7 +68,7 @@ class Checked:
         try:
             return self.session.run(arrays)
         except Exception as error:  # each runtime has its own
-            takes = ", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in self.inputs.items())
+            takes = ", ".join(f"{name} {spec}" for name, spec in self.inputs.items())
             given = ", ".join(f"{name} {values.dtype.name} {values.shape}" for name, values in arrays.items())
             raise UsageError(f"the file takes {takes}, and was given {given or 'nothing'}: {error}") from error
 

@@ -52,9 +52,27 @@ class LiteRTSession:
             values = batch[name]
             if values.dtype == np.int64:  # the converter narrows some, such as those that only look something up
                 values = _narrowed(name, values, self.inputs[name])
-            interpreter.set_tensor(index, values)
+            try:
+                interpreter.set_tensor(index, values)
+            except ValueError:
+                if not self._resized(batch):
+                    raise
+                return self.run(batch)
         interpreter.invoke()
         return {name: interpreter.get_tensor(index) for name, index in self._outputs}
+
+    def _resized(self, batch: Batch) -> bool:
+        """Makes room for arrays of other sizes; False where they are of these sizes, or the file takes no others."""
+        sizes = {detail["index"]: tuple(detail["shape"]) for detail in self.interpreter.get_input_details()}
+        if all(sizes[index] == batch[name].shape for name, index in self._inputs):
+            return False
+        try:
+            for name, index in self._inputs:
+                self.interpreter.resize_tensor_input(index, batch[name].shape, strict=True)
+            self.interpreter.allocate_tensors()
+        except RuntimeError:
+            return False
+        return True
 
     def profile(self, batch: Batch) -> Sequence[OperatorTime]:
         """Times of operators with the kernels that the whole file uses.
@@ -204,7 +222,8 @@ def _narrowed(name: str, values: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 
 def _spec(detail: Any) -> TensorSpec:
-    return TensorSpec(tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]).name)
+    free = tuple(axis for axis, size in enumerate(detail["shape_signature"]) if size < 0)
+    return TensorSpec(tuple(int(size) for size in detail["shape"]), np.dtype(detail["dtype"]).name, free)
 
 
 def _activation(name: str, values: np.ndarray, grid: Any) -> Activation:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.onnx import OnnxExporterError
+from torch.utils._pytree import tree_map
 
-from edgedl.core import TargetError, Task
+from edgedl.core import SIZES, TargetError, Task
 from edgedl.origin import Origin, origin
 
 OPSET = 18
 HALVES = "SlicesSplit"
 """What onnxscript calls its rule that makes one Split of two slices."""
 LAYER_NOTE = "pkg.torch.onnx.name_scopes"
+BATCH = "batch"
+"""What a file calls a first dimension that may have any size."""
+FIXED_BATCH = (
+    "max_batch: {} samples; reshape with x.shape[0] or -1 in the network, not with a number, or leave max_batch out"
+)
+Inputs: TypeAlias = tuple[torch.Tensor, ...]
+Dynamic: TypeAlias = tuple[Any, ...] | None
+"""For each parameter the names of the dimensions that may have any size, by axis; None where all are fixed."""
 
 
 def example_inputs(task: Task, batch_size: int) -> tuple[torch.Tensor, ...]:
@@ -30,21 +41,24 @@ def example_inputs(task: Task, batch_size: int) -> tuple[torch.Tensor, ...]:
     )
 
 
-def export_onnx(graph: torch.nn.Module, task: Task, file: Path, batch_size: int) -> None:
+def export_onnx(graph: torch.nn.Module, task: Task, file: Path, batch_size: int, any_batch: bool = False) -> None:
     """Writes `file` with fixed shapes; an int8 graph becomes Q/DQ nodes around int8 weights.
+
+    With `any_batch` the first dimension is `BATCH`, for any number of samples, and the file notes `batch_size` as the
+    one to be measured.
 
     Weights are folded to int8 before the export, so that the file holds a quarter of the bytes;
     biases stay float32, which onnxruntime and TensorRT both fuse (TensorRT refuses int32 ones).
     Of the exporter's notes only those of each node's layer are kept: all of them are more than the weights of
     a small int8 network, and name folders of this machine.
     """
-    key = hashlib.sha256(repr((batch_size, task.inputs, task.outputs)).encode())
+    key = hashlib.sha256(repr((batch_size, any_batch, task.inputs, task.outputs)).encode())
     for name, value in graph.state_dict().items():
         key.update(f"{name}/{value.dtype}/{tuple(value.shape)}".encode())
         key.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     last = _exported.get(graph)
     if last is None or last[0] != key.digest():
-        last = _exported[graph] = key.digest(), _exported_anew(graph, task, batch_size)
+        last = _exported[graph] = key.digest(), _exported_anew(graph, task, batch_size, any_batch)
     file.write_bytes(last[1])
 
 
@@ -52,33 +66,54 @@ _exported: WeakKeyDictionary[torch.nn.Module, tuple[bytes, bytes]] = WeakKeyDict
 """The last file of each graph and what it was made of: targets of one scheme share it, and exporting takes long."""
 
 
-def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int) -> bytes:
+def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batch: bool) -> bytes:
+    # An example of one sample would fix the number at one.
+    inputs = example_inputs(task, max(batch_size, 2) if any_batch else batch_size)
+    # By parameter: one that takes several inputs has theirs together.
+    free = inspect.signature(graph.forward).bind(*({0: BATCH} for _ in inputs)).arguments.values()
+    dynamic = tuple(free) if any_batch else None
     if isinstance(graph, torch.fx.GraphModule):
         graph = fold_weights(graph)
     with _in_linear_time():
         try:
-            program = _converted(graph, task, batch_size)
+            program = _converted(graph, task, inputs, dynamic)
         except OnnxExporterError:
             try:
-                program = _converted(_with_open_attention(graph, task, batch_size), task, batch_size)
+                program = _converted(_with_open_attention(graph, inputs, dynamic), task, inputs, dynamic)
             except OnnxExporterError as error:
                 raise TargetError(_reason(error, graph, task, batch_size)) from error
+            except RuntimeError as error:
+                if "Constraints violated" not in str(error):
+                    raise
+                raise TargetError(FIXED_BATCH.format("the network is for a fixed number of")) from error
     model = program.model_proto
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)
     for noted in (model, model.graph, *model.graph.node, *values):
         kept = [note for note in noted.metadata_props if note.key == LAYER_NOTE]
         del noted.metadata_props[:]
         noted.metadata_props.extend(kept)
+    if any_batch:
+        _check_any_batch(model.graph)
+        model.metadata_props.add(key=SIZES, value=json.dumps({BATCH: batch_size}))
     content: bytes = model.SerializeToString()
     return content
 
 
+def _check_any_batch(graph: Any) -> None:
+    """Raises `TargetError` for an input or output whose number of samples the exporter has found to be fixed."""
+    for value in (*graph.input, *graph.output):
+        sizes = [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        if sizes[:1] != [BATCH]:
+            raise TargetError(FIXED_BATCH.format(f"{value.name} is for {sizes[0] if sizes else 'all'}"))
+
+
 def _converted(
-    graph: torch.nn.Module | torch.export.ExportedProgram, task: Task, batch_size: int
+    graph: torch.nn.Module | torch.export.ExportedProgram, task: Task, inputs: Inputs, dynamic: Dynamic
 ) -> torch.onnx.ONNXProgram:
     program = torch.onnx.export(
         graph,
-        example_inputs(task, batch_size),
+        inputs,
+        dynamic_shapes=dynamic,
         dynamo=True,
         opset_version=OPSET,
         input_names=list(task.inputs),
@@ -89,7 +124,7 @@ def _converted(
     return program
 
 
-def _with_open_attention(graph: torch.nn.Module, task: Task, batch_size: int) -> torch.export.ExportedProgram:
+def _with_open_attention(graph: torch.nn.Module, inputs: Inputs, dynamic: Dynamic) -> torch.export.ExportedProgram:
     """The program of a module with products and softmax for attention.
 
     The exporter opens it late, and views behind it are made for how its kernel lays out what it gives.
@@ -99,7 +134,8 @@ def _with_open_attention(graph: torch.nn.Module, task: Task, batch_size: int) ->
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *masks: Any, **options: Any) -> Any:
         return aten._scaled_dot_product_attention_math(query, key, value, *masks, **options)[0]
 
-    program = torch.export.export(graph, example_inputs(task, batch_size))
+    free = None if dynamic is None else tree_map(lambda name: torch.export.Dim.DYNAMIC, dynamic)
+    program = torch.export.export(graph, inputs, dynamic_shapes=free)
     for node in program.graph.nodes:
         if node.target is aten.view.default:
             node.target = aten.reshape.default

@@ -44,6 +44,7 @@ def make(
     bench: BaseModel | Mapping[str, Any] | None = None,
     name: str | None = None,
     seed: int = 0,
+    max_batch: int | None = None,
 ) -> tuple[Recipe, str]:
     """The recipe and its text, which holds all but what was given from Python. Raises `UsageError`."""
     if not plugins.installed("torch"):
@@ -60,7 +61,7 @@ def make(
                 "task": _table(learned),
                 "model": _table(network),
                 "steps": [_table(step) for step in steps],
-                "targets": [_table(target) for target in targets],
+                "targets": [_batched(_table(target), max_batch) for target in targets],
                 "limits": _settings(limits),
                 "bench": _settings(bench),
             }
@@ -163,6 +164,10 @@ def _table(part: PartLike) -> dict[str, Any]:
         if isinstance(inner := getattr(part, name), Part):
             table[field.alias or name] = _table(inner)
     return {"use": part.use} | table
+
+
+def _batched(target: dict[str, Any], max_batch: int | None) -> dict[str, Any]:
+    return target if max_batch is None else {"max_batch": max_batch} | target
 
 
 def _settings(given: BaseModel | Mapping[str, Any] | None) -> dict[str, Any] | None:

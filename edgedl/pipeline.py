@@ -106,7 +106,7 @@ def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list
         return [_built(run, target, variant)]
     if reference.session is not None and reference.climb:
         reference.validated = measure.evaluate(reference.session, run.recipe.task, "validation").score
-    forms = [form for form in plan.forms if form in target.forms and form != "mixed"]
+    forms = [form for form in plan.forms if target.refusal(form) is None and form != "mixed"]
     entries = [_built(run, target, variant.quantized(plan.in_form(form), form)) for form in forms]
     static = next((entry for entry in entries if entry.model.precision == "int8" and entry.climb), None)
     if "mixed" in plan.forms and "mixed" in target.forms and not (static and _holds(static, reference, run.recipe)):

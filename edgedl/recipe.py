@@ -97,6 +97,17 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _batches_fit(self) -> Recipe:
+        for index, target in enumerate(self.targets):
+            most = getattr(target, "max_batch", None)
+            if most is not None and most < self.bench.batch_size:
+                raise ValueError(
+                    f"targets[{index}].max_batch is {most}, and bench.batch_size {self.bench.batch_size}: "
+                    "files are measured with batches that they take"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _targets_have_the_form(self) -> Recipe:
         for step in self.steps:
             size = getattr(step, "group_size", None)

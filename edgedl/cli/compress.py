@@ -102,6 +102,10 @@ def compress(
             "--float-ops", help="Keep operators without an int8 form in float, and tell which.", rich_help_panel=OWN
         ),
     ] = False,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(help="Files take batches of 1 to so many samples; by default of one.", rich_help_panel=OWN),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Take no finished step from earlier runs.")] = False,
     strict: Annotated[
@@ -120,7 +124,7 @@ def compress(
         **{"--size": size, "--mean": mean, "--std": std},
         **{"--uint8-input": uint8_input, "--channels-last": channels_last},
         **{"--int8": int8, "--fp16": fp16, "--prune": prune, "--target": target, "--score-drop": score_drop},
-        **{"--float-ops": float_ops},
+        **{"--float-ops": float_ops, "--max-batch": max_batch},
     }
     if recipe is not None:
         if given := [option for option, value in {"--model": model, **own}.items() if value not in (None, False, [])]:
@@ -184,4 +188,5 @@ def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:
         steps=steps,
         targets=options["--target"] or own_recipe.TARGETS,
         limits={key: value for key, value in limits.items() if value is not None},
+        max_batch=options["--max-batch"],
     )

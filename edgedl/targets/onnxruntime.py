@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from edgedl.core import (
+    SIZES,
     Activation,
     Artifact,
     Batch,
@@ -38,6 +39,8 @@ class OnnxRuntime(Target):
 
     use: str = "onnxruntime"
     threads: PositiveInt = 1
+    max_batch: PositiveInt | None = None
+    """With any, files take batches of any size."""
 
     scheme: ClassVar[Scheme] = ONNXRUNTIME
     forms: ClassVar[tuple[Form, ...]] = (
@@ -50,6 +53,12 @@ class OnnxRuntime(Target):
         "open": ("onnxruntime",),
     }
     extra: ClassVar[str] = "onnx"
+
+    def refusal(self, form: Form, group_size: int | None = None) -> str | None:
+        """As for any target, and where samples of a batch would change each other's answers."""
+        if form.endswith("dynamic") and self.max_batch:
+            return f"onnxruntime scales a whole batch at once, so max_batch cannot be had with form {form!r}"
+        return super().refusal(form, group_size)
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes `model.onnx`."""
@@ -64,7 +73,7 @@ class OnnxRuntime(Target):
             raise TargetError(
                 f"onnxruntime scales a whole batch at once; for {model.precision} set bench.batch_size to 1"
             )
-        export_onnx(self.graph(model), task, file, batch_size)
+        export_onnx(self.graph(model), task, file, batch_size, any_batch=self.max_batch is not None)
         _store(file, model.precision)
         versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
         return Artifact(file=file, precision=model.precision, versions=versions)
@@ -102,8 +111,9 @@ class OnnxRuntimeSession:
         self.file, self.threads = file, threads
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.session = _load(str(file), file, self._options())
-        self.inputs = {value.name: _spec(file, value) for value in self.session.get_inputs()}
-        self.outputs = {value.name: _spec(file, value) for value in self.session.get_outputs()}
+        sizes = json.loads(self.session.get_modelmeta().custom_metadata_map.get(SIZES, "{}"))
+        self.inputs = {value.name: _spec(file, value, sizes) for value in self.session.get_inputs()}
+        self.outputs = {value.name: _spec(file, value, sizes) for value in self.session.get_outputs()}
         self.graphs: Mapping[str, Session] = {}
         self._names = list(self.outputs)
 
@@ -187,7 +197,7 @@ def _load(source: str | bytes, file: Path, options: Any) -> Any:
         raise ModelFileError(f"{file}: onnxruntime cannot load it: {reason}") from error
 
 
-def _spec(file: Path, value: Any) -> TensorSpec:
+def _spec(file: Path, value: Any, sizes: Mapping[str, int]) -> TensorSpec:
     dtypes = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
     kind = value.type
     dtype = dtypes.get(kind, kind.removeprefix("tensor(").removesuffix(")"))
@@ -198,8 +208,10 @@ def _spec(file: Path, value: Any) -> TensorSpec:
         known = False
     if not known:
         raise TargetError(f"{file}: input or output {value.name} is a {kind}; only tensors that NumPy knows can be run")
-    # A dimension without a fixed size is run at 1.
-    return TensorSpec(tuple(size if isinstance(size, int) else 1 for size in value.shape), dtype)
+    # A dimension without a fixed size is run at 1, unless the file notes another.
+    free = tuple(axis for axis, size in enumerate(value.shape) if not isinstance(size, int))
+    shape = tuple(size if isinstance(size, int) else sizes.get(size, 1) for size in value.shape)
+    return TensorSpec(shape, dtype, free)
 
 
 def _quantized_values(model: onnx.ModelProto) -> dict[str, tuple[float, int]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
-from edgedl.engine import EngineSession, build_engine, describe, find_gpu, why_no_gpu
+from edgedl.engine import EngineSession, Range, build_engine, describe, find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
@@ -17,6 +20,8 @@ class TensorRT(Target):
     """Engines for TensorRT. One is good for one TensorRT version and GPU only, so it is built where it runs."""
 
     use: str = "tensorrt"
+    max_batch: PositiveInt | None = None
+    """With any, engines take batches of 1 to so many samples; kernels are chosen for that of the recipe's bench."""
 
     scheme: ClassVar[Scheme] = TENSORRT
     forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 layers", "mixed", "int8 weights", "int4 weights", "fp16")
@@ -37,20 +42,21 @@ class TensorRT(Target):
         import onnx
 
         from edgedl import onnx_forms
-        from edgedl.onnx_export import export_onnx, naming_operators
+        from edgedl.onnx_export import BATCH, export_onnx, naming_operators
 
         file, graph = folder / "model.onnx", self.graph(model)
-        export_onnx(graph, task, file, batch_size)
+        export_onnx(graph, task, file, batch_size, any_batch=self.max_batch is not None)
+        sizes = {BATCH: Range(1, batch_size, self.max_batch)} if self.max_batch else {}
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(file)
         check_onnx(file)
         versions = {"onnx": onnx.__version__}
         if (rtx := _tensorrt_rtx()) is not None:
             with naming_operators(file, graph, task, batch_size):
-                build_engine(rtx, file, sparse=model.sparse)
+                build_engine(rtx, file, sparse=model.sparse, sizes=sizes)
             versions["checked_by"] = describe(rtx)
         script = folder / "build.sh"
-        script.write_text(build_script(model.sparse))
+        script.write_text(build_script(model.sparse, profile(task, sizes)))
         script.chmod(0o755)
         tensorrt, gpu = _tensorrt(), find_gpu()
         if tensorrt is None or gpu is None:
@@ -66,7 +72,7 @@ class TensorRT(Target):
             )
         engine = folder / "model.engine"
         with naming_operators(file, graph, task, batch_size):
-            engine.write_bytes(build_engine(tensorrt, file, sparse=model.sparse))
+            engine.write_bytes(build_engine(tensorrt, file, sparse=model.sparse, sizes=sizes))
         return Artifact(
             file=engine,
             precision=model.precision,
@@ -82,9 +88,25 @@ class TensorRT(Target):
         return EngineSession(tensorrt, file)
 
 
-def build_script(sparse: bool) -> str:
-    """`build.sh`, which builds the engine on the device."""
-    return BUILD_SCRIPT.replace("\nsparsity= #", "\nsparsity=--sparsity=enable #") if sparse else BUILD_SCRIPT
+def profile(task: Task, sizes: Mapping[str, Range]) -> Mapping[str, str]:
+    """What trtexec calls the least, the usual and the largest shapes of inputs; nothing where they are fixed."""
+    return {
+        kind: ",".join(
+            f"{name}:{'x'.join(map(str, (getattr(batch, kind), *spec.shape)))}" for name, spec in task.inputs.items()
+        )
+        for batch in sizes.values()
+        for kind in batch._fields
+    }
+
+
+def build_script(sparse: bool, shapes: Mapping[str, str] = MappingProxyType({})) -> str:
+    """`build.sh`, which builds the engine on the device, of a network with zeros and for a `profile` of shapes."""
+    script = BUILD_SCRIPT
+    if sparse:
+        script = script.replace("\nsparsity= #", "\nsparsity=--sparsity=enable #")
+    for kind, told in shapes.items():
+        script = script.replace(f"\n{kind}=\n", f"\n{kind}={shlex.quote(told)}\n")
+    return script
 
 
 def check_onnx(file: Path) -> None:
@@ -155,6 +177,10 @@ for candidate in trtexec /usr/src/tensorrt/bin/trtexec; do
     if [ -z "$trtexec" ] && command -v "$candidate" >/dev/null; then trtexec=$candidate; fi
 done
 sparsity= # set to --sparsity=enable where weights are zero in a pattern that sparse tensor cores take
+# Shapes of inputs, where the engine is to take several: the smallest, the one kernels are chosen for, and the largest.
+least=
+usual=
+most=
 [ -n "$trtexec" ] || fail "no trtexec in PATH or /usr/src/tensorrt/bin; install TensorRT or set TRTEXEC"
 
 # The first line says, for TensorRT 10.3.0: &&&& RUNNING TensorRT.trtexec [TensorRT v100300] # ...
@@ -174,12 +200,13 @@ esac
 engine=$here/model.engine
 trap 'rm -f "$engine.partial"' EXIT
 "$trtexec" --onnx="$here/model.onnx" --saveEngine="$engine.partial" ${typed:+"$typed"} \\
+    ${least:+"--minShapes=$least"} ${usual:+"--optShapes=$usual"} ${most:+"--maxShapes=$most"} \\
     ${sparsity:+"$sparsity"} --timingCacheFile="$here/timing.cache" --skipInference
 mv "$engine.partial" "$engine"
 echo "build.sh: wrote $engine"
 
 if [ "$1" = --time ]; then
     shift
-    "$trtexec" --loadEngine="$engine" "$@"
+    "$trtexec" --loadEngine="$engine" ${usual:+"--shapes=$usual"} "$@"
 fi
 """

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pydantic import PositiveInt
+
 from edgedl.core import Artifact, Model, Target, Task
-from edgedl.engine import EngineSession, build_engine, describe, find_gpu, why_no_gpu
+from edgedl.engine import EngineSession, Range, build_engine, describe, find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
@@ -20,6 +22,8 @@ class TensorRTRTX(Target):
 
     use: str = "tensorrt-rtx"
     compute_capabilities: tuple[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"], ...] = ()
+    max_batch: PositiveInt | None = None
+    """With any, engines take batches of 1 to so many samples; kernels are chosen for that of the recipe's bench."""
 
     scheme: ClassVar[Scheme] = TENSORRT
     forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 layers", "mixed", "int8 weights", "int4 weights", "fp16")
@@ -37,14 +41,16 @@ class TensorRTRTX(Target):
         import tensorrt_rtx
 
         from edgedl import onnx_forms
-        from edgedl.onnx_export import export_onnx, naming_operators
+        from edgedl.onnx_export import BATCH, export_onnx, naming_operators
 
         source, engine, graph = folder / "model.onnx", folder / "model.rtx", self.graph(model)
-        export_onnx(graph, task, source, batch_size)
+        export_onnx(graph, task, source, batch_size, any_batch=self.max_batch is not None)
+        sizes = {BATCH: Range(1, batch_size, self.max_batch)} if self.max_batch else {}
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(source)
         with naming_operators(source, graph, task, batch_size):
-            engine.write_bytes(build_engine(tensorrt_rtx, source, self.compute_capabilities, sparse=model.sparse))
+            content = build_engine(tensorrt_rtx, source, self.compute_capabilities, sparse=model.sparse, sizes=sizes)
+            engine.write_bytes(content)
         versions = {"onnx": onnx.__version__, "tensorrt-rtx": tensorrt_rtx.__version__}
         gpu, reason = find_gpu(), why_no_gpu()
         if gpu is not None:

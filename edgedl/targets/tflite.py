@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import PositiveInt
 
+from edgedl import stats
 from edgedl.core import Artifact, Model, Target, TargetError, Task
 from edgedl.litert import LiteRTSession
 from edgedl.origin import origin
@@ -29,11 +30,19 @@ KNOWS_GROUPS = 13
 the scales of groups, and answers nonsense."""
 
 
+NUM_TRIED = 3
+"""Samples in a batch with which a file for batches of any size is tried."""
+SAME_DB = 60.0
+"""Float kernels may sum a batch in another order; samples that are mixed up agree to some decibels."""
+
+
 class TFLite(Target):
     """`.tflite` files with float inputs and outputs, for the interpreter of ai_edge_litert or tflite_runtime."""
 
     use: str = "tflite"
     threads: PositiveInt = 1
+    max_batch: PositiveInt | None = None
+    """With any, files take batches of any size, by `resize_tensor_input`."""
 
     scheme: ClassVar[Scheme] = LITERT
     forms: ClassVar[tuple[Form, ...]] = (
@@ -54,6 +63,7 @@ class TFLite(Target):
         os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")  # which a notebook shows wherever it is written
         import litert_torch
 
+        from edgedl.any_batch import foreign_prime, with_any_batch
         from edgedl.loops import with_loops
         from edgedl.onnx_export import example_inputs
         from edgedl.quantize import mixed
@@ -67,18 +77,64 @@ class TFLite(Target):
         ours = _conversion_of_ours(list(task.inputs), list(task.outputs))
         with ours as lowered, _converting_transposed(model.precision):
             try:
-                converted = litert_torch.convert(graph, example_inputs(task, batch_size))
+                num_samples = batch_size if self.max_batch is None else foreign_prime(_sizes(graph, task))
+                converted = litert_torch.convert(graph, example_inputs(task, num_samples))
             except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
                 raise TargetError(f"litert-torch cannot convert {_failed(error, lowered)}") from error
             stored, rewrites = _stored(converted.model_content(), model.precision)
-            content = with_loops(finished(stored))
+            content = finished(stored)
+        # Loops would have the number of samples in their bodies.
+        any_size = self.max_batch is not None
+        content = with_any_batch(content, num_samples, batch_size) if any_size else with_loops(content)
         file.write_bytes(content)  # by Python, whose error names a full disk
+        if any_size:
+            _try_batches(self.open(file), task)
         versions = {"litert-torch": version("litert-torch"), "ai-edge-litert": version("ai-edge-litert")}
         return Artifact(file=file, precision=model.precision, versions=versions, rewrites=rewrites)
 
     def open(self, file: Path) -> LiteRTSession:
         """Raises `ModelFileError` for a file that the interpreter refuses."""
         return LiteRTSession(file, self.threads)
+
+
+def _sizes(graph: torch.nn.Module, task: Task) -> set[int]:
+    """Of all dimensions of a network's values for one sample, and of its weights."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from edgedl.onnx_export import example_inputs
+
+    found = {size for tensor in graph.state_dict().values() for size in tensor.shape}
+
+    class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            several = result if isinstance(result, list | tuple) else [result]
+            found.update(size for one in several if isinstance(one, torch.Tensor) for size in one.shape)
+            return result
+
+    with torch.no_grad(), Noting():  # type: ignore[no-untyped-call]
+        graph(*example_inputs(task, 1))
+    return found
+
+
+def _try_batches(session: LiteRTSession, task: Task) -> None:
+    """Raises `TargetError` where the answers to three samples are not those to each alone."""
+    import numpy as np
+
+    samples = {name: task.arrays("test")[name][:NUM_TRIED] for name in task.inputs}
+    try:
+        together = session.run(samples)
+        alone = [session.run({name: one[row : row + 1] for name, one in samples.items()}) for row in range(NUM_TRIED)]
+    except (RuntimeError, ValueError) as error:
+        raise TargetError(f"max_batch: the file takes one number of samples only: {_first_line(error)}") from error
+    for name, values in together.items():
+        single = np.concatenate([answers[name] for answers in alone])
+        if single.shape != values.shape or stats.sqnr_db(single, values) < SAME_DB:
+            raise TargetError(
+                f"max_batch: output {name} for {NUM_TRIED} samples is not what each gives alone; "
+                "leave max_batch out for this target"
+            )
 
 
 def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:

@@ -22,8 +22,8 @@ TOLERANCES = {"fp32": 5e-3, "int8": 1e-5}
 """Largest difference as a share of the largest output: TF32 has 10 bits of mantissa, int8 sums are exact."""
 
 
-def write_onnx(file: Path, precision: str) -> Path:
-    """A convolution of image (2, 3, 16, 16) with a residual addition, and a second output, its mean (2, 8)."""
+def write_onnx(file: Path, precision: str, batch: int | str = 2) -> Path:
+    """A convolution of image (batch, 3, 16, 16) with a residual addition, and a second output, its mean (batch, 8)."""
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(8, 3, 3, 3)).astype(np.float32)
     constants: dict[str, np.ndarray] = {"bias": rng.normal(size=8).astype(np.float32), "axes": np.array([2, 3])}
@@ -48,7 +48,7 @@ def write_onnx(file: Path, precision: str) -> Path:
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [2, 3, 16, 16])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 16, 16])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("features", "mean")],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
@@ -148,3 +148,27 @@ def test_engine_for_another_gpu(tmp_path: Path) -> None:
     file.write_bytes(engine.build_engine(tensorrt_rtx, write_onnx(tmp_path / "model.onnx", "fp32"), (other,)))
     with pytest.raises(ModelFileError, match=r"build it again on this device"):
         TensorRTRTX().open(file)
+
+
+@pytest.mark.parametrize("precision", list(TOLERANCES))
+def test_an_engine_for_a_range_of_batches(precision: str, tmp_path: Path) -> None:
+    source, built = write_onnx(tmp_path / "model.onnx", precision, "batch"), tmp_path / "model.rtx"
+    sizes = {"batch": engine.Range(1, 2, 5)}
+    built.write_bytes(engine.build_engine(tensorrt_rtx, source, sizes=sizes))
+    session = TensorRTRTX().open(built)
+    assert (session.inputs["image"].shape, session.inputs["image"].free) == ((2, 3, 16, 16), (0,))
+    assert (session.outputs["mean"].shape, session.outputs["mean"].free) == ((2, 8), (0,))
+    reference = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+    whole = np.random.default_rng(0).normal(size=(5, 3, 16, 16)).astype(np.float32)
+    for size in (5, 1, 2, 3):
+        found = session.run({"image": whole[:size]})
+        expected = dict(
+            zip(["features", "mean"], reference.run(["features", "mean"], {"image": whole[:size]}), strict=True)
+        )
+        for name, values in expected.items():
+            assert found[name].shape == values.shape
+            assert np.abs(found[name] - values).max() <= TOLERANCES[precision] * np.abs(values).max(), name
+    assert sum(time.time_ms for time in session.profile({"image": whole[:2]})) > 0
+    with pytest.raises(UsageError, match=r"input image wants float32 \(any, such as 2, 3, 16, 16\), was given"):
+        session.run({"image": np.zeros((6, 3, 16, 16), np.float32)})
+    session.close()
