@@ -18,7 +18,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgedl.core import Activation, Batch, ModelFileError, OperatorTime, Session, TargetError, TensorSpec, UsageError
+from edgedl.sessions import (
+    Activation,
+    Batch,
+    ModelFileError,
+    OperatorTime,
+    Session,
+    TargetError,
+    TensorSpec,
+    UsageError,
+)
 
 NUM_WARM_UP_RUNS = 5
 NUM_PROFILED_RUNS = 50

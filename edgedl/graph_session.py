@@ -6,11 +6,14 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl.core import Activation, Batch, ModelFileError, OperatorTime, Session, Target, TensorSpec, UsageError
+from edgedl.sessions import Activation, Batch, ModelFileError, OperatorTime, Session, TensorSpec, UsageError
+
+if TYPE_CHECKING:
+    from edgedl.core import Target
 
 Call = tuple[str, Batch]
 """The name of a graph, and what it was given."""

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from edgedl.core import (
+from edgedl.flatbuffer import IDENTIFIER, Flatbuffer
+from edgedl.loops import without_loops
+from edgedl.origin import IN_FLOAT
+from edgedl.sessions import (
     Activation,
     Batch,
     MissingPackage,
@@ -23,9 +26,6 @@ from edgedl.core import (
     TargetError,
     TensorSpec,
 )
-from edgedl.flatbuffer import IDENTIFIER, Flatbuffer
-from edgedl.loops import without_loops
-from edgedl.origin import IN_FLOAT
 
 MAX_PROFILED_OPERATORS = 64
 NUM_PROFILED_RUNS = 200

@@ -10,16 +10,20 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edgedl import core, plugins, stats
-from edgedl.core import Batch, Bench, Session, Split, Target, TargetError, Task, TensorSpec, UsageError
+from edgedl import sessions, stats
 from edgedl.graph_session import Call, Recorder, Replay, open_files
+from edgedl.sessions import Batch, Session, TargetError, TensorSpec, UsageError
+
+if TYPE_CHECKING:
+    from edgedl.core import Split, Target, Task
 
 MIN_WARM_UP_RUNS = 10
 MIN_WARM_UP_SECONDS = 0.2
@@ -49,6 +53,16 @@ class ColdStart:
     """Loading the file and its first run."""
     peak_memory_bytes: int | None
     """Growth of the process's peak resident memory over what it held with the runtime imported; None off Linux."""
+
+
+class Pace(Protocol):
+    """How long files are measured: a recipe's `bench`, or what a device was told of it."""
+
+    @property
+    def min_seconds(self) -> float: ...
+
+    @property
+    def rounds(self) -> int: ...
 
 
 def evaluate(session: Session, task: Task, split: Split, num_samples: int | None = None) -> Scored:
@@ -149,7 +163,7 @@ def random_inputs(inputs: Mapping[str, TensorSpec]) -> Batch:
     }
 
 
-def interleave(runs: Mapping[str, tuple[Session, Batch]], bench: Bench) -> dict[str, list[np.ndarray]]:
+def interleave(runs: Mapping[str, tuple[Session, Batch]], bench: Pace) -> dict[str, list[np.ndarray]]:
     """Latencies in ms of several sessions, measured in turn: `bench.rounds` blocks each, every other round backwards.
 
     Returns for each name its blocks, each (runs,) float64. Nothing but `session.run` stands between
@@ -194,8 +208,20 @@ def cold_start(target: Target, file: Path) -> ColdStart:
         raise TargetError(f"{file} failed in a process of its own: {said[-1] if said else how}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if "error" in answer:
-        raise vars(core)[answer["error"]](answer["message"])
+        raise vars(sessions)[answer["error"]](answer["message"])
     return ColdStart(answer["init_ms"], answer["peak_memory_bytes"])
+
+
+def first_run(open_session: Callable[[], Session]) -> tuple[Session, ColdStart]:
+    """Opens a session and runs it once, in a process that has imported the runtime and has done nothing else yet."""
+    _reset_peak_memory()
+    before = _memory("VmRSS")
+    start = time.perf_counter_ns()
+    session = open_session()
+    session.run(random_inputs(session.inputs))
+    init_ms = (time.perf_counter_ns() - start) / 1e6
+    peak = _memory("VmHWM")
+    return session, ColdStart(init_ms, None if before is None or peak is None else max(peak - before, 0))
 
 
 def latency_summary(blocks: list[np.ndarray], batch_size: int, threads: int | None) -> dict[str, object]:
@@ -250,25 +276,21 @@ def _reset_peak_memory() -> None:
 
 
 def _main(use: str, fields: str, file: str) -> None:
+    from edgedl import plugins
+    from edgedl.core import Target
+
     target = plugins.load("targets", use).model_validate_json(fields)
     assert isinstance(target, Target)
     for module in target.requires["open"]:
         for alternative in module.split("|"):
             if plugins.installed(alternative):
                 importlib.import_module(alternative)
-    _reset_peak_memory()
-    before = _memory("VmRSS")
-    start = time.perf_counter_ns()
     try:
-        session = open_files(target, Path(file))
-        session.run(random_inputs(session.inputs))
-    except core.EdgedlError as error:
+        _, found = first_run(lambda: open_files(target, Path(file)))
+    except sessions.EdgedlError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         return
-    init_ms = (time.perf_counter_ns() - start) / 1e6
-    peak = _memory("VmHWM")
-    growth = None if before is None or peak is None else max(peak - before, 0)
-    print(json.dumps({"init_ms": init_ms, "peak_memory_bytes": growth}))
+    print(json.dumps(vars(found)))
 
 
 if __name__ == "__main__":
