@@ -39,7 +39,8 @@ ALL_OPTIONS = {
     "init": {"--help", "-h", "FOLDER", "--data", "--label", "--precision", "--prune", "--target", "--yes"},
     "analyze": {"--help", "-h", "RECIPE_OR_RUN", "--out", "--ratio", "--fresh", "--json"},
     "bench": {
-        "--help", "-h", "FILES", "--vs", "--recipe", "--target", "--threads", "--seconds", "--operators", "--json",
+        *("--help", "-h", "FILES", "--vs", "--recipe", "--target", "--threads", "--seconds", "--operators"),
+        *("--on", "--out", "--json"),
     },
     "compare": {
         "--help", "-h", "RUNS", "--out", "--json", "--pick", "--target", "--device", "--format", "--html",
@@ -49,10 +50,12 @@ ALL_OPTIONS = {
     "recipes list": {"--help", "-h", "--out", "--json"},
     "recipes show": {"--help", "-h", "NAME", "--json"},
     "recipes schema": {"--help", "-h", "--json"},
+    "devices": {"--help", "-h"},
+    "devices setup": {"--help", "-h", "KIND"},
     "targets": {"--help", "-h", "--json"},
     "doctor": {"--help", "-h", "--json"},
 }  # fmt: skip
-GROUPS = ("", "recipes")
+GROUPS = ("", "recipes", "devices")
 HEAVY = (
     "torch", "numpy", "onnx", "onnxruntime", "litert_torch", "ai_edge_litert", "tflite_runtime", "tensorrt",
     "tensorrt_rtx", "cuda", "sklearn", "jinja2", "plotly", "edgedl.core", "edgedl.recipe", "edgedl.pipeline",

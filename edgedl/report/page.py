@@ -12,10 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import analysis, files, gate, plugins
+from edgedl import analysis, files, gate, on_device, plugins
 from edgedl.core import MissingPackage
 from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
+    device_agreement,
     figure,
     figure_changes,
     float_ops_in_words,
@@ -135,6 +136,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         baseline=report.get("baseline"),
         warnings=report.get("warnings", ()),  # which older runs lack
         exhibits=exhibits.read(folder),
+        devices=on_device.read(folder),
         sparsity=sparsity_in_words(report),
         missed=missed_goals(report),
         calibrations=list(_calibrations(folder)),
@@ -176,6 +178,7 @@ def filled(
         "heading": words.heading,
         "interval": words.interval,
         "agreement": words.agreement,
+        "device_agreement": device_agreement,
         "settings": words.settings,
         "summary": words.summary,
         "share": share,

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgedl.recipe import Recipe
+from edgedl.stats import EXACT_DB
 
 NONE = "–"
 HTML_WIDTH = 140
@@ -191,6 +192,53 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             console.print(f"{row['file']} against {row['vs']}: {words}")
         if row["operators"]:
             print_operators(row["file"], row["operators"])
+
+
+def print_devices(found: Sequence[Mapping[str, Any]]) -> None:
+    """What a run's files answered on other devices and, where that means anything, how long they took."""
+    console = open_console()
+    for device in found:
+        latencies = ("latency", "95 % interval", "speed-up") if device["timed"] else ()
+        columns = ("variant", "target", "runtime", "score", "here", "agrees with here", *latencies, "status")
+        table = _table(*columns, title=device["device"])
+        for row in device["rows"]:
+            latency = row["latency_ms"]
+            timed = (milliseconds(latency and latency["median"]), _interval(latency), _speedup(row))
+            table.add_row(
+                row["variant"],
+                row["target"],
+                row["score_by"] or NONE,
+                four_digits(row["score"]),
+                four_digits(row["score_here"]),
+                device_agreement(row),
+                *(timed if device["timed"] else ()),
+                Text(row["status"], style=STATUS_STYLE[row["status"]]),
+            )
+        console.print()
+        console.print(table)
+        if not device["timed"]:
+            console.print("no latencies: what an emulator takes says nothing of a device")
+        for row in device["rows"]:
+            if row["reason"]:
+                named = (f"{row['variant']} on {row['target']} {row['status']}: ", "bold")
+                console.print(Text.assemble(named, row["reason"]))
+        for target in dict.fromkeys(row["target"] for row in device["left_out"]):
+            reason = next(row["reason"] for row in device["left_out"] if row["target"] == target)
+            console.print(f"{target} not run there: {reason}")
+        for warning in device["warnings"]:
+            console.print(Text.assemble(("warning: ", "bold red"), warning))
+
+
+def device_agreement(row: Mapping[str, Any]) -> str:
+    """How the answers of a device agree with those of the machine that sent the file."""
+    agreement = row["agreement"]
+    if agreement is None:
+        return NONE
+    if agreement["sqnr_db"] == EXACT_DB:
+        return "bit for bit"
+    steps = agreement["max_steps"]
+    by = "" if steps is None else f", within {steps} step{'s' if steps != 1 else ''}"
+    return f"{agreement['sqnr_db']:.1f} dB{by}"
 
 
 def print_operators(title: str, operators: Sequence[Mapping[str, Any]]) -> None:

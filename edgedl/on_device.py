@@ -1,0 +1,385 @@
+"""Running the files of a run on another device, and making rows of what comes back: docs/devices.md describes them.
+
+The device answers calls that were recorded here (`runner.py`); scores are made here, by the task, of what it answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import zipapp
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
+
+from edgedl import __version__, devices, files, gate, ladder, measure, plugins, progress, recipe, runner, stats
+from edgedl.core import Batch, Bench, Session, TargetError, Task, UsageError
+from edgedl.devices import Device
+from edgedl.ladder import Agreement
+from edgedl.measure import Scored
+from edgedl.run import read_report
+
+SCHEMA = 1
+"""Version of `devices/*.json`; it rises when a key changes its meaning or goes."""
+MODULES = (
+    *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
+    *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine"),
+)
+"""What the runner imports."""
+KEYS = {"device", "timed", "environment", "rows", "left_out", "warnings"}
+RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"
+MAX_SAID = 500
+"""Characters that are kept of a device's word."""
+
+
+def _plain(said: str) -> str:
+    """Without what could steer a terminal: a device is not to be trusted."""
+    return "".join(letter if letter.isprintable() else " " for letter in said[:MAX_SAID])
+
+
+Said: TypeAlias = Annotated[str, AfterValidator(_plain)]
+Time: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Block: TypeAlias = Annotated[list[Time], Field(min_length=1)]
+
+
+class Found(BaseModel, strict=True):
+    """What a device found of a file: an `error`, or the rest."""
+
+    error: Said | None
+    runtime: Said = ""
+    init_ms: Time | None = None
+    peak_memory_bytes: NonNegativeInt | None = None
+    blocks_ms: Annotated[list[Block], Field(min_length=1)] | None = None
+    not_timed: Said | None = None
+    """Why there are no latencies, where they were asked for."""
+
+
+class Result(BaseModel, strict=True):
+    """`result.json`, which a device wrote."""
+
+    device: dict[Said, Said | int | FiniteFloat | dict[Said, Said] | None]
+    files: dict[str, Found]
+
+
+class Recorded:
+    """A session that notes what it is given and what it answers."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.given: list[Batch] = []
+        self.answered: list[Batch] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run(self, batch: Batch) -> Batch:
+        answers = self.session.run(batch)
+        self.given.append({name: np.array(values) for name, values in batch.items()})
+        self.answered.append({name: np.array(values) for name, values in answers.items()})
+        return answers
+
+
+class Played:
+    """A device's answers to recorded calls, for a task that makes the same calls again."""
+
+    def __init__(self, recorded: Recorded, answers: Batch) -> None:
+        self.recorded, self.answers, self.num_calls = recorded, answers, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.recorded, name)
+
+    def run(self, batch: Batch) -> Batch:
+        """Raises `TargetError` for another call: a task that goes on from answers goes on otherwise from wrong ones."""
+        calls, place = self.recorded.given, self.num_calls
+        if place >= len(calls) or not all(np.array_equal(calls[place][name], given) for name, given in batch.items()):
+            raise TargetError("no score: from what the device answers, the task goes on otherwise than here")
+        self.num_calls += 1
+        return {name: values[place] for name, values in self.answers.items()}
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A file of the run on its way to the device, and what became of it here."""
+
+    row: Mapping[str, Any]
+    file: Path
+    job: Mapping[str, Any]
+    """Its entry in the job."""
+    recorded: Recorded
+    scored: Scored
+
+
+def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
+    """Runs a finished run's files on the device `where`, writes `devices/<where>.json`, and returns its content.
+
+    A file that fails there is a row with its reason. Raises `UsageError` before anything expensive, and `TargetError`
+    where the device itself fails.
+    """
+    report, task = read_report(folder), recipe.load(str(folder / "recipe.toml")).task
+    rows = [row for row in report["rows"] if _left_out(row) is None]
+    if not rows:
+        reasons = dict.fromkeys(str(_left_out(row)) for row in report["rows"])
+        raise UsageError(f"{folder}: nothing to run on another device: {'; '.join(reasons)}")
+    pace = Bench(min_seconds=seconds)
+    with devices.connect(where) as device, tempfile.TemporaryDirectory() as work:
+        sent = _answered_here(folder, rows, task, Path(work))
+        job = {
+            "schema": runner.SCHEMA,
+            "files": [entry.job for entry in sent],
+            "pace": {"min_seconds": pace.min_seconds, "rounds": pace.rounds} if device.timed else None,
+        }
+        files.write_json(Path(work) / JOB, job)
+        make_runner(Path(work) / RUNNER)
+        with progress.stage(f"{device.name}: run", 1) as step:
+            result = _done(device, sent, pace, Path(work))
+            step(1)
+        made = [
+            _row(device, entry, result.files[entry.job["file"]], task, _needed_db(entry.row, report), Path(work))
+            for entry in sent
+        ]
+    content = {
+        "schema": SCHEMA,
+        "edgedl": __version__,
+        "device": device.name,
+        "timed": device.timed,
+        "environment": result.device,
+        "rows": _timed(made, sent, result) if device.timed else made,
+        "left_out": [
+            {"variant": row["variant"], "target": row["target"], "reason": reason}
+            for row in report["rows"]
+            if (reason := _left_out(row))
+        ],
+        "warnings": _warnings(device, made),
+    }
+    (folder / "devices").mkdir(exist_ok=True)
+    files.write_json(folder / "devices" / f"{re.sub(r'[^A-Za-z0-9.@-]+', '-', where)}.json", content)
+    return content
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """What was found on each device; files that this version cannot read are left out."""
+    found = []
+    for file in sorted((folder / "devices").glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.get("schema") == SCHEMA and set(content) >= KEYS:
+            found.append(content)
+    return found
+
+
+def make_runner(file: Path) -> None:
+    """Writes the zipapp, which `python3` runs without anything installed but numpy and a runtime."""
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        for module in MODULES:
+            copy = Path(folder) / "edgedl" / f"{module}.py"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(here / f"{module}.py", copy)
+        zipapp.create_archive(folder, file, main="edgedl.runner:main", compressed=True)
+
+
+def _answered_here(folder: Path, rows: Sequence[Mapping[str, Any]], task: Task, work: Path) -> list[Sent]:
+    """Every file over the test split on this machine, with its calls in `work`. Raises `UsageError`, `TargetError`.
+
+    On the device, files have names of ours: those of the run, whatever they hold, stay here.
+    """
+    sent = []
+    with progress.stage("this machine: run", len(rows)) as step:
+        for index, row in enumerate(rows):
+            file = folder / row["file"]
+            if not file.is_file() or files.sha256(file) != row["sha256"]:
+                raise UsageError(f"{file}: not the file that {folder / 'report.json'} tells of; compress again")
+            threads = (row["latency_ms"] or {}).get("threads") or 1
+            session = plugins.target_for(file, threads, row["target"]).open(file)
+            recorded = Recorded(session)
+            scored = measure.evaluate(recorded, task, "test")
+            session.close()
+            job = {
+                "file": f"{index}.model",
+                "opens": row["target"],
+                "threads": threads,
+                "inputs": list(recorded.inputs),
+                "outputs": list(recorded.outputs),
+                "calls": _kept(recorded, work),
+                "answers": f"answers-{index}.npz",
+            }
+            sent.append(Sent(row, file, job, recorded, scored))
+            step(1)
+    return sent
+
+
+def _kept(recorded: Recorded, work: Path) -> str:
+    """The name of the file with a session's calls, stacked by input: most sessions of a run have the same."""
+    calls = [np.stack([batch[name] for batch in recorded.given]) for name in recorded.inputs]
+    digest = hashlib.sha256()
+    for values in calls:
+        digest.update(f"{values.dtype} {values.shape}".encode())
+        digest.update(values.tobytes())
+    file = work / f"calls-{digest.hexdigest()[:16]}.npz"
+    if not file.exists():
+        np.savez(file, *calls)
+    return file.name
+
+
+def _done(device: Device, sent: Sequence[Sent], pace: Bench, work: Path) -> Result:
+    """Has the job done on the device, and fetches what it made. Raises `TargetError` if the device fails as a whole."""
+    calls = {entry.job["calls"] for entry in sent}
+    models = {entry.job["file"]: entry.file for entry in sent}
+    device.push({name: work / name for name in (RUNNER, JOB, *calls)} | models)
+    done = device.run([RUNNER])
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        raise TargetError(
+            f"{device.name}: the runner ended with {how}: {_plain(said[-1]) if said else 'it said nothing'}"
+        )
+    device.pull([RESULT, *(entry.job["answers"] for entry in sent)], work)
+    try:
+        content = json.loads((work / RESULT).read_text(encoding="utf-8"), parse_constant=_no_number)
+        result = Result.model_validate(content)
+    except FileNotFoundError as error:
+        raise TargetError(f"{device.name}: the runner left no {RESULT}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise TargetError(f"{device.name}: {RESULT} is none: {_plain(where)}: {_plain(first['msg'])}") from error
+    except (ValueError, RecursionError) as error:
+        raise TargetError(f"{device.name}: {RESULT} is no JSON: {_plain(str(error))}") from error
+    if lacking := [name for name in models if name not in result.files]:
+        raise TargetError(f"{device.name}: {RESULT} lacks {', '.join(lacking)}")
+    if any(found.blocks_ms and len(found.blocks_ms) != pace.rounds for found in result.files.values()):
+        raise TargetError(f"{device.name}: {RESULT} has other blocks of latencies than it was asked for")
+    return result
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float, work: Path) -> dict[str, Any]:
+    """What is known of a file on the device: the keys of a report's rows, and `agreement` with this machine."""
+    row = {key: entry.row[key] for key in ("variant", "target", "precision", "file", "size_bytes", "sha256")} | {
+        "device": device.name,
+        "status": "failed",
+        "reason": found.error,
+        "score": None,
+        "samples": entry.scored.samples,
+        "score_by": found.runtime or None,
+        "score_here": entry.scored.score,
+        "score_here_by": entry.recorded.runtime,
+        "agreement": None,
+        "init_ms": found.init_ms if device.timed else None,
+        "peak_memory_bytes": found.peak_memory_bytes if device.timed else None,
+        "latency_ms": None,
+        "speedup": None,
+    }
+    if found.error is not None:
+        return row
+    try:
+        answers = _answers(entry, work)
+        scored = measure.evaluate(Played(entry.recorded, answers), task, "test")
+    except TargetError as error:
+        return row | {"reason": str(error)}
+    agreement = _agreement(entry, answers, scored)
+    strays = agreement.sqnr_db < needed_db
+    return row | {
+        "status": "refused" if strays else "ok",
+        "reason": f"{agreement.sqnr_db:.1f} dB where {needed_db:.1f} dB are needed" if strays else found.not_timed,
+        "score": scored.score if np.isfinite(scored.score) else None,
+        "agreement": vars(agreement),
+    }
+
+
+def _answers(entry: Sent, work: Path) -> dict[str, np.ndarray]:
+    """What the device answered to all calls, (calls, ...) by output. Raises `TargetError` where it is none of that."""
+    here = entry.recorded.answered
+    try:
+        with np.load(work / entry.job["answers"]) as arrays:
+            answers = dict(zip(entry.job["outputs"], arrays.values(), strict=True))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise TargetError(f"its answers cannot be read: {_plain(str(error))}") from error
+    for name, first in here[0].items():
+        wanted, found = (len(here), *first.shape), answers.get(name)
+        if found is None or found.shape != wanted or found.dtype != first.dtype:
+            said = "nothing" if found is None else f"{found.dtype} {found.shape}"
+            raise TargetError(f"it answered {said} for {name}, which is {first.dtype} {wanted}")
+    return answers
+
+
+def _agreement(entry: Sent, answers: Mapping[str, np.ndarray], scored: Scored) -> Agreement:
+    """How the device's answers agree with those of this machine, the worst output's; `max_steps` of int8 outputs."""
+    ratios, steps = [], []
+    for name in entry.recorded.outputs:
+        here, there = np.stack([batch[name] for batch in entry.recorded.answered]), answers[name]
+        if here.tobytes() == there.tobytes():
+            ratios.append(stats.EXACT_DB)
+        else:
+            finite = np.isfinite(here).all() and np.isfinite(there).all()
+            ratios.append(stats.sqnr_db(here, there) if finite else -stats.EXACT_DB)
+        steps.append(max_steps(here, there))
+    decided, other = entry.scored.decisions, scored.decisions
+    same = float((decided == other).mean()) if decided is not None and other is not None else None
+    return Agreement(min(ratios), same, max((step for step in steps if step is not None), default=None))
+
+
+def max_steps(here: np.ndarray, there: np.ndarray) -> int | None:
+    """The largest difference in steps of the grid of 8 bits that outputs lie on; None if they lie on none."""
+    levels = np.unique(here).astype(np.float64)
+    difference = float(np.abs(there.astype(np.float64) - here).max())
+    if not 1 < len(levels) <= 256 or not np.isfinite(difference):
+        return None
+    return int(np.rint(difference / np.diff(levels).min()))
+
+
+def _needed_db(row: Mapping[str, Any], report: Mapping[str, Any]) -> float:
+    """How closely another device has to repeat a file: as the file has to repeat what it was exported from."""
+    (climb,) = (
+        entry for entry in report["ladder"] if (entry["variant"], entry["target"]) == (row["variant"], row["target"])
+    )
+    noise = climb["quantization"]
+    return ladder.FLOAT_AGREEMENT_DB if noise is None else float(noise["sqnr_db"]) + ladder.QUANTIZED_MARGIN_DB
+
+
+def _timed(rows: Sequence[dict[str, Any]], sent: Sequence[Sent], result: Result) -> list[dict[str, Any]]:
+    """Rows with latencies, and speed-ups against the float file of their target, where the device measured them."""
+    blocks = {
+        (row["target"], row["variant"]): [np.array(block) for block in found]
+        for row, entry in zip(rows, sent, strict=True)
+        if (found := result.files[entry.job["file"]].blocks_ms) and row["status"] != "failed"
+    }
+    made = []
+    for row, entry in zip(rows, sent, strict=True):
+        own, reference = blocks.get((row["target"], row["variant"])), blocks.get((row["target"], "float"))
+        if own is not None:
+            size = measure.batch_size(entry.recorded)
+            row = row | {"latency_ms": measure.latency_summary(own, size, entry.job["threads"])}
+        if own is not None and reference is not None and row["variant"] != "float":
+            row = row | {"speedup": gate.speedup_as_json(stats.compare(reference, own))}
+        made.append(row)
+    return made
+
+
+def _warnings(device: Device, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader has to know before all else: runtimes that answer otherwise there, and what the device says."""
+    straying = dict.fromkeys(row["score_by"] for row in rows if row["status"] == "refused")
+    said = [f"{runtime} answers wrongly on {device.name}: do not ship with it" for runtime in straying]
+    return [*said, *device.notes]
+
+
+def _left_out(row: Mapping[str, Any]) -> str | None:
+    """Why a row's file is not sent; None if it is."""
+    if row["file"] is None:
+        return "there is no file"
+    if row["target"] not in runner.OPENERS:
+        return f"only files of {' and '.join(runner.OPENERS)} can be run on other devices"
+    return "networks of several graphs cannot be run on other devices" if row["graphs"] else None
