@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedl.core import UsageError
-from edgedl.run import find_finished, read_report
+from edgedl.run import find_finished, read_devices, read_report
 
 OBJECTIVES = ("score", "latency", "size", "energy")
 """What makes a file better than another, in the order in which `picking` asks for it."""
@@ -123,7 +123,10 @@ def undominated(costs: Sequence[Sequence[float]]) -> list[bool]:
 
 
 def read(names: Iterable[str], root: Path) -> list[File]:
-    """All rows of finished runs, each a folder or a recipe's name for its latest. Raises `UsageError`."""
+    """All rows of finished runs, each a folder or a recipe's name for its latest, and those of other devices.
+
+    Devices that cannot time files have none. Raises `UsageError`.
+    """
     folders = list({folder.resolve(): folder for folder in (find_finished(name, root) for name in names)}.values())
     reports = {folder: read_report(folder) for folder in folders}
     files: list[File] = []
@@ -191,7 +194,9 @@ def _files(folder: Path, reports: Mapping[Path, Mapping[str, Any]]) -> list[File
     reference = next((entry["rungs"][0]["score"] for entry in report["ladder"]), None)
     sign = 1 if metric["higher_is_better"] else -1
     files = []
-    for row in report["rows"]:
+    here = {row["device"] for row in report["rows"]}
+    there = [found for found in read_devices(folder) if found["timed"] and found["device"] not in here]
+    for row in (row for found in (report, *there) for row in found["rows"]):
         score = row["score"]
         drop = None if score is None or reference is None else sign * (reference - score)
         file = File(folder, label, str(recipe["name"]), recipe["task"], metric, drop, row)

@@ -25,16 +25,13 @@ from edgedl.core import Batch, Bench, Session, TargetError, Task, UsageError
 from edgedl.devices import Device
 from edgedl.ladder import Agreement
 from edgedl.measure import Scored
-from edgedl.run import read_report
+from edgedl.run import DEVICES_SCHEMA, read_report
 
-SCHEMA = 1
-"""Version of `devices/*.json`; it rises when a key changes its meaning or goes."""
 MODULES = (
     *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
     *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine"),
 )
 """What the runner imports."""
-KEYS = {"device", "timed", "environment", "rows", "left_out", "warnings"}
 RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"
 MAX_SAID = 500
 """Characters that are kept of a device's word."""
@@ -146,7 +143,7 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
             for entry in sent
         ]
     content = {
-        "schema": SCHEMA,
+        "schema": DEVICES_SCHEMA,
         "edgedl": __version__,
         "device": device.name,
         "timed": device.timed,
@@ -162,19 +159,6 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
     (folder / "devices").mkdir(exist_ok=True)
     files.write_json(folder / "devices" / f"{re.sub(r'[^A-Za-z0-9.@-]+', '-', where)}.json", content)
     return content
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    """What was found on each device; files that this version cannot read are left out."""
-    found = []
-    for file in sorted((folder / "devices").glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict) and content.get("schema") == SCHEMA and set(content) >= KEYS:
-            found.append(content)
-    return found
 
 
 def make_runner(file: Path) -> None:

@@ -23,6 +23,9 @@ SCHEMA = 1
 """Version of `report.json`; it rises when a key changes its meaning or goes."""
 KEYS = {"edgedl", "recipe", "environment", "metric", "parameters", "steps", "rows", "ladder", "verdicts"}
 """What every report has besides `schema`."""
+DEVICES_SCHEMA = 1
+"""Version of `devices/*.json`; it rises when a key changes its meaning or goes."""
+DEVICES_KEYS = {"device", "timed", "environment", "rows", "left_out", "warnings"}
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,19 @@ def read_report(folder: Path) -> dict[str, Any]:
     if lacking := KEYS - set(report):
         raise UsageError(f"{file}: damaged: it lacks {', '.join(sorted(lacking))}")
     return report
+
+
+def read_devices(folder: Path) -> list[dict[str, Any]]:
+    """What was found of a run's files on each device; what this version cannot read is left out."""
+    found = []
+    for file in sorted((folder / "devices").glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.get("schema") == DEVICES_SCHEMA and set(content) >= DEVICES_KEYS:
+            found.append(content)
+    return found
 
 
 def find_weights(root: Path, key: str) -> Path | None:

@@ -20,6 +20,7 @@ from edgedl import comparison, picking, plugins
 from edgedl.comparison import File, Group
 from edgedl.core import MissingPackage, UsageError
 from edgedl.report import compared, side_by_side
+from edgedl.run import DEVICES_KEYS, DEVICES_SCHEMA
 from tests import quick
 from tests.sample_report import METRIC, row, sample_report
 from tests.test_cli import run_in, the_line
@@ -91,6 +92,21 @@ def test_tasks_devices_threads_and_batch_sizes_are_told_apart_and_what_did_not_r
     ]  # fmt: skip
     assert found[6].judged == "data one.npz, accuracy (higher is better)"
     assert not found[-1].front
+
+
+def test_rows_of_devices_that_time_files_stand_in_a_table_of_their_own(tmp_path):
+    report = sample_report()
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "devices").mkdir()
+    own = [found for found in report["rows"] if found["latency_ms"]]
+    for name, device, timed in (("a", "a board", True), ("b", "emulated", False), ("c", own[0]["device"], True)):
+        rows = [found | {"device": device} for found in own]
+        content = {"schema": DEVICES_SCHEMA, **dict.fromkeys(DEVICES_KEYS), "device": device, "timed": timed}
+        (tmp_path / "devices" / f"{name}.json").write_text(json.dumps(content | {"rows": rows}))
+    found = comparison.groups(comparison.read([str(tmp_path)], tmp_path))
+    on_board = next(group for group in found if group.device == "a board")
+    assert len(on_board.files) == len(own)
+    assert sum(len(group.files) for group in found) == len(report["rows"]) + len(own)
 
 
 def test_a_file_on_the_gpu_stands_beside_those_of_its_device_unless_their_threads_differ():

@@ -26,7 +26,7 @@ from edgedl.core import Batch, Session, TargetError, UsageError
 from edgedl.devices import qemu_aarch64
 from edgedl.devices.local import Local
 from edgedl.report import page, terminal
-from edgedl.run import read_report
+from edgedl.run import read_devices, read_report
 from edgedl.tasks.digits import Digits
 from tests import quick, venvs
 
@@ -300,8 +300,8 @@ def test_wrong_answers_are_refused_and_told_as_a_warning(change, lying, run, cap
     assert {row["status"] for row in rows.values()} == {"ok"}
     (warning,) = content["warnings"]
     assert f"ai_edge_litert {version('ai-edge-litert')} answers wrongly" in warning
-    assert on_device.read(run) == [content]
-    terminal.print_devices(on_device.read(run))
+    assert read_devices(run) == [content]
+    terminal.print_devices(read_devices(run))
     shown = capsys.readouterr().out
     html = page.write_page(read_report(run), run).read_text(encoding="utf-8")
     for said in (shown, html):
@@ -351,7 +351,7 @@ def test_damaged_results_in_the_folder_are_passed_over(run):
     (run / "devices").mkdir()
     for name, text in (("a", "{"), ("b", "[]"), ("c", '{"schema": 1}'), ("d", '{"schema": 99}')):
         (run / "devices" / f"{name}.json").write_text(text)
-    assert on_device.read(run) == []
+    assert read_devices(run) == []
 
 
 def edgedl(*arguments: str, **environment: str) -> CompletedProcess[str]:

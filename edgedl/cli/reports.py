@@ -14,11 +14,10 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show a finished run, and write its HTML page again."""
-    from edgedl import on_device
     from edgedl.cli.show import print_json
     from edgedl.core import MissingPackage
     from edgedl.report import page, terminal
-    from edgedl.run import find_finished, read_report
+    from edgedl.run import find_finished, read_devices, read_report
 
     folder = find_finished(run, out)
     content = read_report(folder)
@@ -26,7 +25,7 @@ def report(
         print_json(content)
         return
     terminal.print_report(content)
-    terminal.print_devices(on_device.read(folder))
+    terminal.print_devices(read_devices(folder))
     try:
         typer.echo(f"report: {page.write_page(content, folder)}")
     except MissingPackage as error:

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import analysis, files, gate, on_device, plugins
+from edgedl import analysis, files, gate, plugins
 from edgedl.core import MissingPackage
 from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
@@ -30,7 +30,7 @@ from edgedl.report.terminal import (
     size,
     sparsity_in_words,
 )
-from edgedl.run import read_report
+from edgedl.run import read_devices, read_report
 
 if TYPE_CHECKING:
     from edgedl.report.figures import Figure
@@ -136,7 +136,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         baseline=report.get("baseline"),
         warnings=report.get("warnings", ()),  # which older runs lack
         exhibits=exhibits.read(folder),
-        devices=on_device.read(folder),
+        devices=read_devices(folder),
         sparsity=sparsity_in_words(report),
         missed=missed_goals(report),
         calibrations=list(_calibrations(folder)),
