@@ -69,9 +69,9 @@ _exported: WeakKeyDictionary[torch.nn.Module, tuple[bytes, bytes]] = WeakKeyDict
 def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batch: bool) -> bytes:
     # An example of one sample would fix the number at one.
     inputs = example_inputs(task, max(batch_size, 2) if any_batch else batch_size)
-    # By parameter: one that takes several inputs has theirs together.
-    free = inspect.signature(graph.forward).bind(*({0: BATCH} for _ in inputs)).arguments.values()
-    dynamic = tuple(free) if any_batch else None
+    dynamic: Dynamic = None
+    if any_batch:  # by parameter: one that takes several inputs has theirs together
+        dynamic = tuple(inspect.signature(graph.forward).bind(*({0: BATCH} for _ in inputs)).arguments.values())
     if isinstance(graph, torch.fx.GraphModule):
         graph = fold_weights(graph)
     with _in_linear_time():
