@@ -117,12 +117,13 @@ def pick(group: Group, limits: Sequence[Limit]) -> Pick:
     A limit says what is good enough, so what no limit is on decides first: the score, then latency, size, energy.
     """
     limited = {SETTLES.get(limit.name, limit.name) for limit in limits}
-    order = sorted(OBJECTIVES, key=lambda name: name in limited)
+    able = [file for file in group.files if file.may_ship]
+    known = [name for name in OBJECTIVES if any(file.value(name) is not None for file in able)] or OBJECTIVES
+    order = sorted(known, key=lambda name: name in limited)
 
     def worth(file: File) -> tuple[object, ...]:
         return *(file.cost(name) for name in order), str(file.path)
 
-    able = [file for file in group.files if file.may_ship]
     met = [file for file in able if all(limit.is_met(file) for limit in limits)]
     if met:
         return Pick(group, min(met, key=worth), (), len(met), order[0])

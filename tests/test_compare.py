@@ -259,8 +259,7 @@ def test_what_no_limit_is_on_decides(wish, expected):
     }
     found = picking.pick(grouped(*members.values()), picking.parse(wish))
     assert found.file is members[expected]
-    energy = "" if "size" in wish else f"; {expected} of 3 files that meet all limits"
-    assert side_by_side.in_words(found).endswith(energy)
+    assert side_by_side.in_words(found).endswith(f"; {expected} of 3 files that meet all limits")
 
 
 def test_the_nearest_miss_is_told_with_what_is_missing():
