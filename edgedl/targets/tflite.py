@@ -140,6 +140,7 @@ def _try_batches(session: LiteRTSession, task: Task) -> None:
 def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:
     """A converted file with its weights as a form wants them, and what was rewritten in it."""
     from edgedl.flatbuffer import Flatbuffer
+    from edgedl.paddings import pad_by_convolutions
 
     graph, rewrites = Flatbuffer(content), dict[str, int]()
     if precision.startswith("int4"):
@@ -150,6 +151,7 @@ def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:
         _store_in_half(graph)
     if precision in STATIC_FORMS:
         _drop_fences(graph)
+        pad_by_convolutions(graph)
         if num_in_float := _compute_in_float(graph, ("GELU", "HARD_SWISH", "SQRT", "RSQRT")):
             rewrites["GELUs, hard swishes and roots computed in float between int8 values"] = num_in_float
     if not _dequantize_images(graph) and precision == "fp32":
