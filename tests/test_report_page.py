@@ -279,6 +279,8 @@ def test_runs_side_by_side_are_drawn_within_the_screen_and_as_text(shown: Any, s
     rows, sections, markers, _ = browser.execute_script(SHOWN)
     assert (rows, sections) == (24, 5)  # digits on two devices, text on one, and what each has not run
     assert markers == 2 * 3 * 4  # for each file that ran its marker and its interval
+    drawn = browser.execute_script("return document.querySelector('[data-figure=trade-off-0]').textContent")
+    assert f"accuracy{HOSTILE} (higher is better)" in drawn
     box = browser.find_element("css selector", "input[data-facet=run]")
     assert box.get_attribute("value") == "cnn" + HOSTILE
     box.click()

@@ -24,9 +24,11 @@
     const style = getComputedStyle(root);
     for (const plot of plots) {
       const { data: traces, layout } = resolved(figures[plot.dataset.figure], style);
-      const data = traces.filter(({ meta }) => !leftOut.has(meta));
-      const annotations = layout.annotations?.filter(
-        ({ name }, index) => (name !== "wide" || width || !narrow.matches) && !leftOut.has(layout.meta?.[index]));
+      const data = traces.filter(({ customdata }) => !leftOut.has(customdata?.[0]));
+      const annotations = layout.annotations?.filter(({ name = "" }) => {
+        const [where, number] = name.split(" ");
+        return (where !== "wide" || width || !narrow.matches) && !leftOut.has(Number(number));
+      });
       Plotly.react(plot, data, { ...layout, annotations, width }, { displayModeBar: false, responsive: true });
     }
   }

@@ -21,7 +21,8 @@ HEIGHT, TOP, BOTTOM = 440, 20, 56
 MAX_MARKER, MIN_MARKER = 34.0, 8.0
 """Diameters in pixels."""
 WIDTHS = {
-    # An annotation's name -> pixels between the axes' ends: page.js leaves "wide" ones out on narrow screens.
+    # How an annotation's name begins -> pixels between the axes' ends: page.js leaves "wide" ones out on narrow
+    # screens. The file's number follows. (Not in plotly's `meta`: that would make it read "%{x}" in what is untrusted.)
     "any": (255.0, 1010.0),
     "wide": (520.0, 1010.0),
 }
@@ -95,8 +96,7 @@ def trade_off(points: Sequence[Point], metric: Mapping[str, Any], lowest: float 
         logarithmic=logarithmic,
         biggest_bytes=max(point.row["size_bytes"] for point in points),
     )
-    named = [point for point in points if point.prominent]
-    annotations = _names(named, scale, lowest)
+    annotations = _names([point for point in points if point.prominent], scale, lowest)
     shapes = []
     if lowest is not None:
         annotations.append(_gate_name(lowest))
@@ -119,7 +119,6 @@ def trade_off(points: Sequence[Point], metric: Mapping[str, Any], lowest: float 
             xaxis=_x_axis(scale),
             yaxis=_y_axis(f"{metric['name']}{unit} ({better} is better)", scale.y_range, metric),
             annotations=annotations,
-            meta=[point.number for point in named],  # whose names the first annotations are
             shapes=shapes,
         ),
         f"Latency against {metric['name']}. {said}.",
@@ -154,7 +153,7 @@ def _interval(point: Point, scale: Scale) -> go.Scatter:
             "width": 5,
         },
         hoverinfo="skip",
-        meta=point.number,
+        customdata=[point.number],
     )
 
 
@@ -181,7 +180,7 @@ def _marker(point: Point, symbol: str, metric: Mapping[str, Any], scale: Scale) 
         cliponaxis=False,
         hovertext="<br>".join(lines),
         hoverinfo="text",
-        meta=point.number,
+        customdata=[point.number],
     )
 
 
@@ -206,7 +205,7 @@ def _names(points: Sequence[Point], scale: Scale, lowest: float | None) -> list[
         if places is not None:
             return [
                 {
-                    "name": name,
+                    "name": f"{name} {point.number}",
                     "x": scale.x(point.latency_ms),
                     "y": point.row["score"],
                     "text": plain(spot.text),
