@@ -199,12 +199,24 @@ def _files(folder: Path, reports: Mapping[Path, Mapping[str, Any]]) -> list[File
     for row in (row for found in (report, *there) for row in found["rows"]):
         score = row["score"]
         drop = None if score is None or reference is None else sign * (reference - score)
+        if row["device"] not in here:
+            row = _gated(row, drop, recipe["limits"])
         file = File(folder, label, str(recipe["name"]), recipe["task"], metric, drop, row)
         # All that is asked of a row later, so that a damaged one is found here.
         _ = [file.value(name) for name in ("drop", "speedup", *OBJECTIVES)], _exam(file), file.name, file.path
         _ = row["device"], row["status"], row["precision"], row["latency_ms"] and _way(row)
         files.append(file)
     return files
+
+
+def _gated(row: Mapping[str, Any], drop: float | None, limits: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of another device, held to what the recipe's gate asks: the run judged the file by the times of its own."""
+    if row["status"] == "ok" and drop is not None and drop > limits["score_drop"]:
+        return {**row, "status": "refused", "reason": f"its score drops by more than {limits['score_drop']}"}
+    slower = row["speedup"] is not None and row["speedup"]["verdict"] == "slower"
+    if row["status"] == "ok" and slower and limits["slower"] == "refuse":
+        return {**row, "status": "refused", "reason": "it is slower than the float file there"}
+    return row
 
 
 def _exam(file: File) -> tuple[Any, ...]:

@@ -334,6 +334,24 @@ def test_a_row_without_what_is_compared_is_a_damaged_report(tmp_path, lost):
         comparison.read([str(tmp_path / "run")], tmp_path)
 
 
+def test_files_of_another_device_are_held_to_the_recipes_limits_there(tmp_path):
+    write(tmp_path / "run", "cnn")
+    rows = [
+        row("float", "tflite", 4.0, 1_692_144),
+        row("compressed", "tflite", 1.0, 432_464, score=0.9722),
+        row("compressed", "onnxruntime", 1.0, 458_060, score=0.9),
+        row("compressed", "onnxruntime", 5.0, 458_060) | {"speedup": {"median": 0.8, "verdict": "slower"}},
+    ]
+    found = {"schema": 1, "device": "a phone", "timed": True, "environment": {}, "left_out": [], "warnings": [],
+             "rows": [each | {"device": "a phone"} for each in rows]}  # fmt: skip
+    (tmp_path / "run" / "devices").mkdir()
+    (tmp_path / "run" / "devices" / "phone.json").write_text(json.dumps(found))
+    files = comparison.read([str(tmp_path / "run")], tmp_path)
+    (group,) = (group for group in comparison.groups(files) if group.device == "a phone")
+    assert [member.row["status"] for member in group.files] == ["ok", "ok", "refused", "refused"]
+    assert picking.pick(group, picking.parse("latency<2ms, score>=0.5")).file is group.files[1]
+
+
 def test_a_page_that_cannot_be_made_says_why(tmp_path, monkeypatch):
     write(tmp_path / "run", "cnn")
     found = comparison.groups(comparison.read([str(tmp_path / "run")], tmp_path))
