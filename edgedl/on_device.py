@@ -96,7 +96,7 @@ class Played:
     def run(self, batch: Batch) -> Batch:
         """Raises `TargetError` for another call: a task that goes on from answers goes on otherwise from wrong ones."""
         calls, place = self.recorded.given, self.num_calls
-        if place >= len(calls) or not all(np.array_equal(calls[place][name], given) for name, given in batch.items()):
+        if place >= len(calls) or any(calls[place][name].tobytes() != given.tobytes() for name, given in batch.items()):
             raise TargetError("no score: from what the device answers, the task goes on otherwise than here")
         self.num_calls += 1
         return {name: values[place] for name, values in self.answers.items()}
@@ -366,4 +366,4 @@ def _left_out(row: Mapping[str, Any]) -> str | None:
         return "there is no file"
     if row["target"] not in runner.OPENERS:
         return f"only files of {' and '.join(runner.OPENERS)} can be run on other devices"
-    return "networks of several graphs cannot be run on other devices" if row["graphs"] else None
+    return "networks of several graphs cannot be run on other devices" if row.get("graphs") else None

@@ -47,7 +47,7 @@ def bench(
 
 def _on_devices(runs: list[Path], on: list[str], out: Path, seconds: float, as_json: bool, given: bool) -> None:
     """A run's files on one device after another."""
-    from edgedl import on_device, progress
+    from edgedl import devices, on_device, progress
     from edgedl.cli.show import print_json
     from edgedl.core import MissingPackage, UsageError
     from edgedl.report import page, terminal
@@ -55,6 +55,8 @@ def _on_devices(runs: list[Path], on: list[str], out: Path, seconds: float, as_j
 
     if len(runs) > 1 or given:
         raise UsageError("--on takes one run, and --seconds, --out and --json: the rest is the run's")
+    for where in on:
+        devices.check(where)
     folder = find_finished(str(runs[0]), out)
     with progress.display(), progress.diverted(Path(os.devnull)):
         found = [on_device.bench(folder, where, seconds) for where in on]

@@ -44,8 +44,14 @@ def names() -> list[str]:
 def connect(where: str) -> AbstractContextManager[Device]:
     """The device of `--on`: "local", "qemu-aarch64", or a kind and behind "://" which one. Raises `UsageError`."""
     kind, separator, which = where.partition("://")
-    if kind not in names():
-        raise UsageError(f"no kind of device {kind!r} in --on {where!r}; there are: {', '.join(names())}")
+    check(where)
     module = importlib.import_module(f"edgedl.devices.{kind.replace('-', '_')}")
     connected: AbstractContextManager[Device] = module.connect(which if separator else None)
     return connected
+
+
+def check(where: str) -> None:
+    """Raises `UsageError` if there is no such kind of device."""
+    kind = where.partition("://")[0]
+    if kind not in names():
+        raise UsageError(f"no kind of device {kind!r} in --on {where!r}; there are: {', '.join(names())}")
