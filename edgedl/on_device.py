@@ -271,15 +271,21 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
         return row
     try:
         answers = _answers(entry, work)
-        scored = measure.evaluate(Played(entry.recorded, answers), task, "test")
     except TargetError as error:
         return row | {"reason": str(error)}
+    scored, reasons = None, [found.not_timed] if found.not_timed else []
+    try:
+        scored = measure.evaluate(Played(entry.recorded, answers), task, "test")
+    except TargetError as error:
+        reasons.append(str(error))
     agreement = _agreement(entry, answers, scored)
     strays = agreement.sqnr_db < needed_db
+    if strays:
+        reasons.insert(0, f"{agreement.sqnr_db:.1f} dB where {needed_db:.1f} dB are needed")
     return row | {
         "status": "refused" if strays else "ok",
-        "reason": f"{agreement.sqnr_db:.1f} dB where {needed_db:.1f} dB are needed" if strays else found.not_timed,
-        "score": scored.score if np.isfinite(scored.score) else None,
+        "reason": "; ".join(reasons) or None,
+        "score": scored.score if scored and np.isfinite(scored.score) else None,
         "agreement": vars(agreement),
     }
 
@@ -300,7 +306,7 @@ def _answers(entry: Sent, work: Path) -> dict[str, np.ndarray]:
     return answers
 
 
-def _agreement(entry: Sent, answers: Mapping[str, np.ndarray], scored: Scored) -> Agreement:
+def _agreement(entry: Sent, answers: Mapping[str, np.ndarray], scored: Scored | None) -> Agreement:
     """How the device's answers agree with those of this machine, the worst output's; `max_steps` of int8 outputs."""
     ratios, steps = [], []
     for name in entry.recorded.outputs:
@@ -311,7 +317,7 @@ def _agreement(entry: Sent, answers: Mapping[str, np.ndarray], scored: Scored) -
             finite = np.isfinite(here).all() and np.isfinite(there).all()
             ratios.append(stats.sqnr_db(here, there) if finite else -stats.EXACT_DB)
         steps.append(max_steps(here, there))
-    decided, other = entry.scored.decisions, scored.decisions
+    decided, other = entry.scored.decisions, scored.decisions if scored else None
     same = float((decided == other).mean()) if decided is not None and other is not None else None
     return Agreement(min(ratios), same, max((step for step in steps if step is not None), default=None))
 

@@ -330,6 +330,27 @@ def test_a_task_that_goes_on_otherwise_gives_no_score(run):
         measure.evaluate(on_device.Played(recorded, {"logits": -answers["logits"]}), task, "test", 20)
 
 
+class Contrary(Local):
+    """Answers the opposite for the file that is sent first."""
+
+    def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
+        done = super().run(arguments)
+        with_first_answers(lambda file, answers: np.savez(file, -answers))(self.folder)
+        return done
+
+
+def test_a_file_without_a_score_still_has_its_agreement(run, device, monkeypatch):
+    monkeypatch.setattr(Digits, "predict", Leading.predict)
+    device(kind=Contrary)
+    rows = by_name(on_device.bench(run, "local", 0.01))
+    bad = rows.pop(("tflite", "float"))
+    assert (bad["status"], bad["score"]) == ("refused", None)
+    assert "dB are needed; no score" in bad["reason"]
+    assert bad["agreement"]["sqnr_db"] < 0
+    assert bad["latency_ms"]["median"] > 0
+    assert {(row["status"], row["score"] == row["score_here"]) for row in rows.values()} == {("ok", True)}
+
+
 def test_steps_are_those_of_the_grid_that_outputs_lie_on():
     here = np.float32(0.157) * np.arange(-128, 128, dtype=np.float32)
     there = here.copy()
