@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch.onnx import OnnxExporterError
 from torch.utils._pytree import tree_map
@@ -24,6 +25,8 @@ OPSET = 18
 HALVES = "SlicesSplit"
 """What onnxscript calls its rule that makes one Split of two slices."""
 LAYER_NOTE = "pkg.torch.onnx.name_scopes"
+NEXT_TO_ZERO = -(2.0**-126)
+"""Which half precision makes -0 of: neither is the zero that optimizers look for."""
 BATCH = "batch"
 """What a file calls a first dimension that may have any size."""
 FIXED_BATCH = (
@@ -92,11 +95,28 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batc
         kept = [note for note in noted.metadata_props if note.key == LAYER_NOTE]
         del noted.metadata_props[:]
         noted.metadata_props.extend(kept)
+    _keep_paddings_apart(model.graph)
     if any_batch:
         _check_any_batch(model.graph)
         model.metadata_props.add(key=SIZES, value=json.dumps({BATCH: batch_size}))
     content: bytes = model.SerializeToString()
     return content
+
+
+def _keep_paddings_apart(graph: Any) -> None:
+    """Lets paddings with zeros before a max pooling pad with a number next to zero.
+
+    onnxruntime makes padding of the pooling's own of it, which is minus infinity: where all values are negative, as
+    those of BiT may be, the answers are others (seen with 1.31).
+    """
+    from onnx import numpy_helper
+
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    for node in graph.node:
+        if node.op_type == "Pad" and node.output[0] in pooled and not any(node.input[2:3]):
+            name = f"{node.output[0]}_next_to_zero"
+            graph.initializer.append(numpy_helper.from_array(np.array(NEXT_TO_ZERO, np.float32), name))
+            node.input[2:3] = [name]
 
 
 def _check_any_batch(graph: Any) -> None:

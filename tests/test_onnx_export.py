@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from edgedl.core import TargetError
+from edgedl.core import Model, TargetError
+from edgedl.measure import evaluate
 from edgedl.onnx_export import LAYER_NOTE, export_onnx
 from edgedl.quantize.schemes import ONNXRUNTIME
 from edgedl.quantize.simulate import simulate
+from edgedl.targets.onnxruntime import OnnxRuntime
+from edgedl.targets.tensorrt_rtx import TensorRTRTX
+from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 
 
@@ -71,3 +75,27 @@ def test_what_the_exporter_says_is_one_line(tmp_path):
         export_onnx(Angles().eval(), Noise(shape=(8,)), tmp_path / "model.onnx", batch_size=1)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+class _Padded(nn.Module):
+    """Zeros around values that are all negative, and the largest of each window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool2d(nn.functional.pad(self.conv(x) - 9, (1, 1, 1, 1)), 3, 2)
+
+
+def test_zeros_before_a_max_pooling_stay_zeros(tmp_path):
+    """onnxruntime lets the pooling pad instead, with minus infinity, if it finds a zero."""
+    torch.manual_seed(0)
+    task, net = Noise(), _Padded().eval()
+    wanted = evaluate(TorchSession(net, task), task, "test").outputs["y"]
+    assert (wanted == 0).any()
+    session = OnnxRuntime().open(OnnxRuntime().build(Model(net=net), task, tmp_path, 1).file)
+    np.testing.assert_allclose(evaluate(session, task, "test").outputs["y"], wanted, atol=1e-5)
+    session.close()
+    (tmp_path / "engine").mkdir()
+    assert TensorRTRTX().build(Model(net=net), task, tmp_path / "engine", 1).status in ("built", "ok")
