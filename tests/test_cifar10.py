@@ -413,7 +413,7 @@ def test_without_a_network_it_says_where_to_put_the_files(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("edgedl.core.DataError: cifar10: uoft-cs/cifar10 cannot be had from the hub")
+    assert message.startswith("edgedl.sessions.DataError: cifar10: uoft-cs/cifar10 cannot be had from the hub")
     assert "cifar-10-binary.tar.gz into a folder" in message
     assert 'task = { use = "cifar10", folder = "..." }' in message
 

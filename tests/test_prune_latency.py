@@ -219,7 +219,9 @@ def test_a_goal_that_is_missed_is_told(paced):
 def test_what_was_trained_is_measured_again(paced, monkeypatch):
     """Whether the goal is reached is said of the file that is left, not of what was expected of it."""
     net = cnn()
-    monkeypatch.setattr(Prune, "fit", lambda self, net, *_: (paced(lambda net, macs: 50.0), (net, [{"loss": 0.0}]))[1])
+    monkeypatch.setattr(
+        Prune, "fit", lambda self, net, *_, **options: (paced(lambda net, macs: 50.0), (net, [{"loss": 0.0}]))[1]
+    )
     paced(lambda net, macs: 0.02 + macs / 1e6)
     given = 0.02 + prune.macs(net, sample(IMAGE)) / 1e6
     _, metrics = pruned(net, latency_ms=given / 2, target={"use": PACED}, iterations=1, epochs=1)
@@ -470,7 +472,7 @@ def test_mistakes_in_a_recipe_are_named_where_they_are(step, message):
 def test_a_recipe_with_a_latency():
     text = RECIPE.replace("STEP", 'latency_ms = 0.5, target = { use = "onnxruntime", threads = 2 }, precision = "int8"')
     read = recipe.parse(text, Path("r.toml"))
-    assert read.steps[1].model_dump()["target"] == {"use": "onnxruntime", "threads": 2}
+    assert read.steps[1].model_dump()["target"] == {"use": "onnxruntime", "threads": 2, "max_batch": None}
     assert [target.use for target in read.needed_targets] == ["tflite", "onnxruntime"]
     with pytest.raises(ValidationError):
         Prune(latency_ms=0.5, target={"use": "tflite"}, precision="int4")

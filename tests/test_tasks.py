@@ -382,7 +382,7 @@ def test_without_a_network_it_says_where_to_put_the_files(datasets, tmp_path):
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
-    assert message.startswith("edgedl.core.DataError: mnist: ylecun/mnist cannot be had from the hub")
+    assert message.startswith("edgedl.sessions.DataError: mnist: ylecun/mnist cannot be had from the hub")
     assert 'task = { use = "mnist", folder = "..." }' in message
 
 
