@@ -111,12 +111,18 @@ def _keep_paddings_apart(graph: Any) -> None:
     """
     from onnx import numpy_helper
 
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    constants |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
     pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
     for node in graph.node:
-        if node.op_type == "Pad" and node.output[0] in pooled and not any(node.input[2:3]):
+        if node.op_type != "Pad" or node.output[0] not in pooled:
+            continue
+        told = constants.get("".join(node.input[2:3]))
+        if not any(node.input[2:3]) or (told is not None and not numpy_helper.to_array(told).any()):
             name = f"{node.output[0]}_next_to_zero"
             graph.initializer.append(numpy_helper.from_array(np.array(NEXT_TO_ZERO, np.float32), name))
-            node.input[2:3] = [name]
+            del node.input[2:3]
+            node.input.insert(2, name)
 
 
 def _check_any_batch(graph: Any) -> None:

@@ -17,7 +17,7 @@ from edgedl.quantize.simulate import simulate
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tensorrt_rtx import TensorRTRTX
 from edgedl.torch_session import TorchSession
-from tests.toys import Noise
+from tests.toys import Apply, Noise
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
@@ -77,21 +77,13 @@ def test_what_the_exporter_says_is_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class _Padded(nn.Module):
-    """Zeros around values that are all negative, and the largest of each window."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.max_pool2d(nn.functional.pad(self.conv(x) - 9, (1, 1, 1, 1)), 3, 2)
-
-
-def test_zeros_before_a_max_pooling_stay_zeros(tmp_path):
-    """onnxruntime lets the pooling pad instead, with minus infinity, if it finds a zero."""
+@pytest.mark.parametrize("told", [None, 0.0], ids=["by-default", "explicit"])
+def test_zeros_before_a_max_pooling_stay_zeros(told, tmp_path):
+    """onnxruntime lets the pooling pad instead, with minus infinity, if it finds a zero, told or not."""
     torch.manual_seed(0)
-    task, net = Noise(), _Padded().eval()
+    conv = nn.Conv2d(8, 8, 1)
+    padded = Apply(lambda x: nn.functional.pad(x - 9, (1, 1, 1, 1), value=told))
+    task, net = Noise(), nn.Sequential(conv, padded, nn.MaxPool2d(3, 2)).eval()
     wanted = evaluate(TorchSession(net, task), task, "test").outputs["y"]
     assert (wanted == 0).any()
     session = OnnxRuntime().open(OnnxRuntime().build(Model(net=net), task, tmp_path, 1).file)
