@@ -17,24 +17,20 @@ CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
 
-def pad_by_convolutions(graph: Flatbuffer) -> int:
-    """Rewrites, in place, every padding of an image before a convolution; returns how many are rewritten."""
-    found = 0
+def pad_by_convolutions(graph: Flatbuffer) -> None:
+    """Rewrites, in place, every padding of an image before a convolution."""
     for pad in [operator for operator in graph.operators if graph.kind(operator) == "PAD"]:
         users = _users(graph, int(pad.outputs[0]))
         if len(users) != 1 or graph.form(int(pad.inputs[0]))[1:] != graph.form(int(pad.outputs[0]))[1:]:
             continue  # a padding that others take, or that gives another grid
         if _permutes(graph, users[0], CHANNELS_LAST):
             _put_behind(graph, pad, users[0])
-            found += 1
         users = _users(graph, int(pad.outputs[0]))
         if len(users) == 1 and graph.kind(users[0]) in CONVOLUTIONS and _is_same(graph, pad, users[0]):
             convolution = users[0]
             convolution.builtinOptions.padding = graph.schema.Padding.SAME
             convolution.inputs = [pad.inputs[0], *convolution.inputs[1:]]
-    if found:
-        graph.drop_dead()
-    return found
+    graph.drop_dead()
 
 
 def _put_behind(graph: Flatbuffer, pad: Any, transpose: Any) -> None:
