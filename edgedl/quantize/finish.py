@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch.fx import GraphModule, Node
 
-from edgedl.quantize import mixed
+from edgedl.quantize import forms, mixed
 from edgedl.quantize.folding import attribute, constant
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 from edgedl.quantize.operators import OPERATORS, Role
@@ -25,10 +25,12 @@ Floats = Callable[[GraphModule], Collection[Node]]
 def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -> GraphModule:
     """What a runtime of the scheme is given: as its kernels keep weights and biases, and with its kind of outputs."""
     graph = copy.deepcopy(draft)
-    foreign = set(mixed.without_int8(graph))
+    wide = _wide(graph, scheme)
+    foreign = {*mixed.without_int8(graph), *wide}
     in_float = foreign | mixed.between(graph, foreign) | set(floats(graph) if floats is not None else ())
     if in_float:
         mixed.leave_in_float(graph, in_float)
+    forms.halved(graph, scheme, wide)
     _free_outputs(graph, scheme)
     open_transposed(graph, scheme)
     _round_weights(graph)
@@ -39,6 +41,18 @@ def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -
     for module in graph.modules():  # it knows one mode only, whatever this says; exporters look at it
         module.training = False
     return graph
+
+
+def _wide(graph: GraphModule, scheme: Scheme) -> list[Node]:
+    """The depthwise convolutions that have more taps than the int8 kernels of a runtime."""
+    found = []
+    for node in graph.graph.nodes:
+        if scheme.most_depthwise_taps is not None and str(node.target) == "aten.conv2d.default" and is_weighted(node):
+            shape = _weight(graph, node).shape
+            groups = node.args[6] if len(node.args) > 6 else 1
+            if groups == shape[0] > 1 and math.prod(shape[2:]) > scheme.most_depthwise_taps:
+                found.append(node)
+    return found
 
 
 def _free_outputs(graph: GraphModule, scheme: Scheme) -> None:
@@ -66,13 +80,17 @@ def _gives_float(graph: GraphModule, dense: Node, scheme: Scheme) -> bool:
 
 def _num_products(graph: GraphModule, node: Node) -> int:
     """Multiplications of a weighted operator for one sample, less what padding saves."""
-    operator = OPERATORS[str(node.target)]
-    source = cast("Node", node.args[operator.weight])
+    weight, axis = _weight(graph, node), OPERATORS[str(node.target)].weight_axis
+    num_outputs = math.prod(int(side) for side in node.meta["val"].shape[1:])
+    return num_outputs * weight.numel() // weight.shape[axis]
+
+
+def _weight(graph: GraphModule, node: Node) -> torch.Tensor:
+    """That of a weighted operator, before it is put on a grid."""
+    source = cast("Node", node.args[OPERATORS[str(node.target)].weight])
     while source.op != "get_attr":
         source = source.all_input_nodes[0]
-    weight = attribute(graph, str(source.target))
-    num_outputs = math.prod(int(side) for side in node.meta["val"].shape[1:])
-    return num_outputs * weight.numel() // weight.shape[operator.weight_axis]
+    return attribute(graph, str(source.target))
 
 
 SMALL = 1 / 50

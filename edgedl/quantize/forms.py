@@ -5,19 +5,18 @@ Weights pass through quantize and dequantize nodes, from which exporters make in
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from edgedl.core import TargetError
 from edgedl.quantize.dynamic_lstm import QuantizedWeight, Weights, dynamic_lstm, onnxruntime_codes
 from edgedl.quantize.folding import attribute, constant, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, IntegerInterpreter
+from edgedl.quantize.one_channel import fused
 from edgedl.quantize.operators import GRU, LSTM, OPERATORS, RECURRENT_PARAMETERS, Operator, Role
 from edgedl.quantize.quantizer import is_float
 from edgedl.quantize.schemes import Form, Scheme
@@ -154,7 +153,7 @@ class DynamicInterpreter(IntegerInterpreter):
             return None
         shared = sharing_a_scale(node, self.env[weight], self.scheme)
         if shared is None:
-            return self._of_one_channel(node)
+            return self.of_one_channel(node)
         values = self.env[source]
         by_row = self.scheme.run_time_scales == "row"
         if not shared:
@@ -170,7 +169,7 @@ class DynamicInterpreter(IntegerInterpreter):
         channels = (-1,) if is_dense(node) else (1, -1, *[1] * (sums.ndim - 2))
         scales = scales.reshape(channels)
         offset = self.env[bias].reshape(channels) if isinstance(bias, Node) else torch.zeros(1)
-        return _fused(sums * unit, scales, offset) if by_row else sums * (unit * scales) + offset
+        return fused(sums * unit, scales, offset) if by_row else sums * (unit * scales) + offset
 
     def _grouped(self, node: Node, values: torch.Tensor, rows: Node) -> torch.Tensor:
         """A dense layer on `values` whose 4-bit weights have a scale for each group of inputs: they are `rows`."""
@@ -190,7 +189,7 @@ class DynamicInterpreter(IntegerInterpreter):
             offset = offset - weight.sum(1).float() * scale
         sums = zero_point * offset
         for part, weight, scale in zip(codes.reshape(in_groups).unbind(-2), weights, units, strict=True):
-            sums = _fused((part @ weight.T).float(), scale, sums)
+            sums = fused((part @ weight.T).float(), scale, sums)
         return sums * unit + bias
 
     def _lstm(self, node: Node) -> tuple[torch.Tensor, ...] | None:
@@ -211,36 +210,6 @@ class DynamicInterpreter(IntegerInterpreter):
         outputs, h, c = dynamic_lstm(values, [self.env[state] for state in initial], directions, both)
         return outputs.transpose(0, 1) if batch_first else outputs, h, c
 
-    def _of_one_channel(self, node: Node) -> torch.Tensor | None:
-        """A float convolution whose outputs see one channel each, depthwise or not; None for any other operator.
-
-        PyTorch adds the same few products in another order, and a sum's last bit may tip a code of the next layer over.
-        XNNPACK starts with the bias, and a depthwise kernel goes down the columns; onnxruntime goes along the rows,
-        and ends with the bias.
-        """
-        given: list[Any] = [self.env[argument] if isinstance(argument, Node) else argument for argument in node.args]
-        x, weight, bias, stride, padding, dilation = (given + [None] * 4)[:6]
-        if not str(node.target).startswith(("aten.conv1d", "aten.conv2d")) or isinstance(padding, str):
-            return None
-        ones, sizes, is_depthwise = [1] * (weight.ndim - 2), weight.shape[2:], x.shape[1] > 1
-        strides, dilations = stride or ones, dilation or ones
-        x = functional.pad(x.double(), [size for size in reversed(padding or []) for _ in range(2)])
-        if is_depthwise:
-            x = x.repeat_interleave(len(weight) // x.shape[1], 1)
-        bias = torch.zeros(1) if bias is None else bias.reshape(1, -1, *ones)
-        bias_first = self.scheme.runtime == "litert"
-        taps = itertools.product(*(range(size) for size in sizes))
-        sums = bias if bias_first else torch.zeros(1)
-        for tap in sorted(taps, key=lambda tap: tap[::-1] if bias_first and is_depthwise else tap):
-            seen = tuple(
-                slice(place * step, length - (size - 1 - place) * step, stride)
-                for place, size, length, step, stride in zip(tap, sizes, x.shape[2:], dilations, strides, strict=True)
-            )
-            sums = _fused(
-                x[(slice(None), slice(None), *seen)], weight[(slice(None), 0, *tap)].reshape(1, -1, *ones), sums
-            )
-        return sums if bias_first else sums + bias
-
 
 def _sample_dimension(node: Node) -> int | None:
     """The dimension of a weighted operator's input that counts samples alone; None if the graph doesn't show it.
@@ -253,11 +222,6 @@ def _sample_dimension(node: Node) -> int | None:
     shape = () if value is None else value.shape
     varying = [index for index, size in enumerate(shape) if isinstance(size, torch.SymInt)]
     return varying[0] if len(varying) == 1 and shape[varying[0]].node.expr.is_symbol else None
-
-
-def _fused(values: torch.Tensor, factor: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-    """Fused multiply-add of float32: float64 holds the product exactly."""
-    return torch.addcmul(added.double(), values.double(), factor.double()).float()
 
 
 def _products_of_groups(
@@ -349,11 +313,11 @@ def _scales(rows: torch.Tensor, largest: int, half: bool = False) -> torch.Tenso
     return best
 
 
-def halved(graph: GraphModule, scheme: Scheme) -> GraphModule:
-    """Gives layers that a mixture leaves in float weights of half precision, in place: half the bytes, as exact as int8
-    ones beside them need. Where the scheme computes in half precision, these layers do so too."""
+def halved(graph: GraphModule, scheme: Scheme, among: Sequence[Node] | None = None) -> GraphModule:
+    """Gives layers that stay in float weights of half precision, in place: half the bytes, as exact as int8 ones beside
+    them need. Where the scheme computes in half precision, these layers do so too. All such layers, or `among` some."""
     to, nodes = torch.ops.aten.to.dtype, graph.graph
-    for node in list(nodes.nodes):
+    for node in list(nodes.nodes if among is None else among):
         operator = weighted_operator(node)
         if operator is None:
             continue

@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgedl.core import Activation
 from edgedl.origin import layer_of
+from edgedl.quantize.one_channel import convolved
 from edgedl.quantize.operators import OPERATORS, Operator, Role
 from edgedl.quantize.quantizer import is_float
 
@@ -142,6 +143,8 @@ class IntegerInterpreter(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = self._requantized(n) if n.target == QUANTIZE else None
+        if value is None and self.runtime and _has_float_weight(n):
+            value = self.of_one_channel(n)
         if value is None:
             value = super().run_node(n)
         if self.record:
@@ -231,6 +234,14 @@ class IntegerInterpreter(Interpreter):
         args = torch.fx.node.map_arg(node.args, lambda argument: replaced.get(argument, self.env.get(argument)))
         return cast("Any", node.target)(*cast("tuple[Any, ...]", args), **node.kwargs)
 
+    def of_one_channel(self, node: Node) -> torch.Tensor | None:
+        """What a float convolution gives whose outputs see one channel each; None for any other operator."""
+        if not str(node.target).startswith(("aten.conv1d.default", "aten.conv2d.default")):
+            return None
+        given: list[Any] = [self.env[argument] if isinstance(argument, Node) else argument for argument in node.args]
+        x, weight = given[:2]
+        return convolved(self.runtime, *given) if weight.shape[1] == 1 and x.dtype == torch.float32 else None
+
     def _note(self, node: Node, value: Any) -> None:
         if node.target == QUANTIZE and cast("Node", node.args[0]).op == "get_attr":
             return  # constants stand in files as they are, and are no runtime's work
@@ -269,6 +280,14 @@ class FloatInterpreter(Interpreter):
         if n.target == DEQUANTIZE and n.args[0] in self.one_step:
             return self.env[cast("Node", n.args[0])]
         return super().run_node(n)
+
+
+def _has_float_weight(node: Node) -> bool:
+    operator = OPERATORS.get(str(node.target))
+    if operator is None or operator.role is not Role.WEIGHTED:
+        return False
+    weight = node.args[operator.weight]
+    return isinstance(weight, Node) and weight.op == "get_attr"
 
 
 def source_layer(node: Node) -> str:

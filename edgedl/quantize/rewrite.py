@@ -136,7 +136,8 @@ def _average_pool(
     channels, sides = x.shape[1], x.shape[2:]
     strides = list(stride) or [height, width]
     paddings = [padding[0], padding[-1]]
-    if not any(paddings) and ceil_mode and height >= sides[0] and width >= sides[1]:
+    is_all = (height, width) == tuple(sides) or (ceil_mode and height >= sides[0] and width >= sides[1])
+    if not any(paddings) and is_all and not divisor_override:
         return x.mean((2, 3), keepdim=True)  # the window ends where the image does
     if divisor_override or (
         ceil_mode

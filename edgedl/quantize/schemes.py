@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from edgedl import wide_kernels
+
 Form = Literal["int8", "int8 layers", "mixed", "int8 dynamic", "int8 weights", "int4 dynamic", "int4 weights", "fp16"]
 """The ways to store and compute a network in fewer bits, by the names that reports use.
 
@@ -50,6 +52,8 @@ class Scheme:
     int8_transposed: Literal["fast", "slow", "none"] = "fast"
     """How good its int8 kernel for transposed convolutions is: that of ordinary ones does their work where there is
     none, and where it is slow and this takes no more products."""
+    most_depthwise_taps: int | None = None
+    """Of a depthwise kernel in int8; one with more computes in float, where it can be made of narrower ones."""
     whole_recurrent: tuple[Form, ...] = ()
     """Forms in which it has an operator for a whole LSTM or GRU layer, which is faster than cells written out."""
     computes_in_half: bool = False
@@ -80,6 +84,7 @@ LITERT = replace(
     half_group_scales=True,
     whole_rows=True,
     int8_transposed="slow",
+    most_depthwise_taps=wide_kernels.MOST_TAPS,
 )
 ONNXRUNTIME = replace(
     AFFINE,

@@ -141,20 +141,24 @@ def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:
     """A converted file with its weights as a form wants them, and what was rewritten in it."""
     from edgedl.flatbuffer import Flatbuffer
     from edgedl.paddings import pad_by_convolutions
+    from edgedl.wide_kernels import narrow
 
     graph, rewrites = Flatbuffer(content), dict[str, int]()
     if precision.startswith("int4"):
         _pack_four_bits(graph)
     if precision.endswith("dynamic"):
         _scale_at_run_time(graph)
-    if precision in ("fp16", "mixed"):
+    if precision == "fp16" or precision in STATIC_FORMS:
         _store_in_half(graph)
     if precision in STATIC_FORMS:
         _drop_fences(graph)
         pad_by_convolutions(graph)
         if num_in_float := _compute_in_float(graph, ("GELU", "HARD_SWISH", "SQRT", "RSQRT")):
             rewrites["GELUs, hard swishes and roots computed in float between int8 values"] = num_in_float
-    if not _dequantize_images(graph) and precision == "fp32":
+    num_narrowed = narrow(graph)
+    if num_narrowed:
+        rewrites["wide depthwise kernels made sums of narrower ones"] = num_narrowed
+    if not _dequantize_images(graph) and not num_narrowed and precision == "fp32":
         return content, rewrites
     graph.drop_unused()
     return graph.pack(), rewrites
