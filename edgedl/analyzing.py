@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgedl import analysis, engine, files, measure, plugins, progress, stages, training
+from edgedl import analysis, files, gpu, measure, plugins, progress, stages, training
 from edgedl import recipe as recipes
 from edgedl import run as runs
 from edgedl.analysis import Measured
@@ -93,7 +93,7 @@ def _measured(run: Run, target: Target, net: nn.Module) -> Measured:
         if lacking := plugins.missing(target, purpose):
             needs = f"it needs {', '.join(lacking)}"
             return Measured(name, reason=f"{needs}: {plugins.install_line([target], purpose)}")
-    if target.needs_gpu and (no_gpu := engine.why_no_gpu()):
+    if target.needs_gpu and (no_gpu := gpu.why_no_gpu()):
         return Measured(name, reason=f"it cannot run here: {no_gpu}")
     task = run.recipe.task
     with progress.stage(f"{name}: measure", 1) as step:

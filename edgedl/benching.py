@@ -72,6 +72,7 @@ def bench(
                 ),
                 "vs": str(vs) if speedup else None,
                 "speedup": dataclasses.asdict(speedup) if speedup else None,
+                "engine": getattr(session, "settings", None),
                 "operators": [dataclasses.asdict(item) for item in session.profile(inputs)] if operators else [],
             }
         )

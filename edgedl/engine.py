@@ -1,6 +1,8 @@
 """NVIDIA engines, built from ONNX files and run, by TensorRT (10 or 11) or TensorRT-RTX.
 
-Functions take the imported package as `trt`, as the two APIs are nearly the same. Running also needs cuda-python.
+Functions take the imported package as `trt`, as the APIs are nearly the same. What differs: strong typing is a flag of
+TensorRT 10 and all that later ones know; compute capabilities are chosen for TensorRT-RTX alone; a timing cache does
+something in TensorRT alone; and the first bytes of files. Running also needs cuda-python, and has not been done here.
 """
 
 from __future__ import annotations
@@ -8,16 +10,20 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from edgedl import passport
+from edgedl.gpu import Gpu, call, cuda_runtime, find_gpu, power_mode, why_no_gpu
+from edgedl.passport import Passport
 from edgedl.sessions import (
     Activation,
     Batch,
@@ -47,27 +53,6 @@ class Range(NamedTuple):
     most: int
 
 
-class Gpu(NamedTuple):
-    """The first GPU that CUDA shows; `driver` is the newest CUDA version that its driver serves, such as "12.6"."""
-
-    name: str
-    compute_capability: str
-    driver: str
-
-    def __str__(self) -> str:
-        return f"{self.name}, compute capability {self.compute_capability}"
-
-
-def find_gpu() -> Gpu | None:
-    """The GPU that engines run on here; None without a GPU, its driver, or cuda-python. Raises nothing."""
-    return found if isinstance(found := _probe(), Gpu) else None
-
-
-def why_no_gpu() -> str | None:
-    """Why no engine can run here, as a clause; None if one can. Raises nothing."""
-    return found if isinstance(found := _probe(), str) else None
-
-
 def describe(trt: Any) -> str:
     """The package and its version: "TensorRT 10.3.0"."""
     return f"{NAMES[trt.__name__]} {trt.__version__}"
@@ -92,11 +77,13 @@ def build_engine(
     *,
     sparse: bool = False,
     sizes: Mapping[str, Range] = MappingProxyType({}),
+    timing_cache: Path | None = None,
 ) -> bytes:
     """The serialized engine of an ONNX file, strongly typed: precision is what the file says.
 
     `sizes` are for dimensions that have a name in the file, of which it must have no other without a fixed size.
     With `sparse`, layers with two zeros in every four weights may run on the GPU's sparse tensor cores.
+    `timing_cache` is a file with the times of kernels from earlier builds, to which those of this one are added.
     TensorRT builds for the GPU here. TensorRT-RTX needs none: its engine is for `compute_capabilities` ("8.6", "12.0"),
     or all from 8.0 on. Raises `TargetError` with the node and operator that is refused, or the builder's words.
     """
@@ -121,10 +108,62 @@ def build_engine(
         capability = getattr(trt.ComputeCapability, "SM" + version.replace(".", ""), None)
         if capability is None or not config.set_compute_capability(capability, index):
             raise TargetError(f"{describe(trt)} cannot build for compute capability {version}")
+    if timing_cache is not None:
+        _take_timings(config, timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise TargetError(f"{onnx_file}: {describe(trt)} cannot build an engine: {log.text()}")
+    if timing_cache is not None:
+        _keep_timings(config, timing_cache)
     return bytes(serialized)
+
+
+def write_engine(
+    trt: Any,
+    onnx_file: Path,
+    file: Path,
+    compute_capabilities: Sequence[str] = (),
+    *,
+    sparse: bool = False,
+    sizes: Mapping[str, Range] = MappingProxyType({}),
+    timing_cache: Path | None = None,
+) -> Passport:
+    """Writes what `build_engine` gives, and its passport beside it."""
+    plan = build_engine(
+        trt, onnx_file, compute_capabilities, sparse=sparse, sizes=sizes, timing_cache=timing_cache
+    )  # fmt: skip
+    file.write_bytes(plan)
+    capabilities = compute_capabilities if trt.__name__ == "tensorrt_rtx" else None
+    made = passport.make(
+        NAMES[trt.__name__], trt.__version__, plan, onnx_file.read_bytes(), find_gpu(), capabilities
+    )  # fmt: skip
+    passport.write(file, made)
+    return made
+
+
+def timing_cache(trt: Any, gpu: Gpu) -> Path:
+    """Where times of kernels are kept from one build to the next, for this version, this GPU and its power mode."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    told = f"{trt.__name__} {trt.__version__} {gpu.name} {gpu.multiprocessors} {power_mode() or ''}"
+    return cache / "edgedl" / "timing" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', told).strip('-')}.cache"
+
+
+def _take_timings(config: Any, file: Path) -> None:
+    """A cache that is damaged, or of another version or GPU, is not taken: the builder starts one anew."""
+    for content in (file.read_bytes() if file.is_file() else b"", b""):
+        found = config.create_timing_cache(content)
+        if found is not None and config.set_timing_cache(found, False):
+            return
+
+
+def _keep_timings(config: Any, file: Path) -> None:
+    found = config.get_timing_cache()
+    if found is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}")  # two may build at the same time
+    partial.write_bytes(bytes(found.serialize()))
+    partial.replace(file)
 
 
 def _add_profile(builder: Any, network: Any, config: Any, sizes: Mapping[str, Range], onnx_file: Path) -> None:
@@ -143,15 +182,21 @@ def _add_profile(builder: Any, network: Any, config: Any, sizes: Mapping[str, Ra
 class EngineSession:
     """An engine on the first NVIDIA GPU; `run` copies in, computes, copies out and waits: its time is host to host.
 
+    With `cuda_graph`, copies and kernels are launched at once, as recorded when a shape was run first. With
+    `spin_wait`, the host asks for the end without pause, which takes a whole core and the least time; else it sleeps.
     Raises `ModelFileError` for a file that is no engine of this package, version and GPU, `TargetError` without a GPU.
     """
 
     @_without_garbage_collection()
-    def __init__(self, trt: Any, file: Path) -> None:
-        plan = _read_plan(trt, file)
+    def __init__(self, trt: Any, file: Path, *, cuda_graph: bool = False, spin_wait: bool = True) -> None:
+        plan, here = _read_plan(trt, file), find_gpu()
+        known = passport.read(file)
+        if known is not None:
+            passport.check(file, known, plan, NAMES[trt.__name__], trt.__version__, here)
         if (reason := why_no_gpu()) is not None:
             raise TargetError(f"{file} cannot run here: {reason}")
-        self.file, self._trt, self._cuda = file, trt, _cuda_runtime()
+        self.settings: Mapping[str, Any] = _settings(known, cuda_graph, spin_wait)
+        self.file, self._trt, self._cuda = file, trt, cuda_runtime()
         self.runtime = describe(trt).lower()
         self._log = _message_log(trt)
         with ExitStack() as resources:  # gives back what was taken if a later step fails
@@ -167,17 +212,27 @@ class EngineSession:
             self.inputs: Mapping[str, TensorSpec] = {name: spec for name, spec in specs.items() if name in taken}
             self.outputs: Mapping[str, TensorSpec] = {name: spec for name, spec in specs.items() if name not in taken}
             self.graphs: Mapping[str, Session] = {}
-            self._stream = _call(self._cuda, "cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
-            resources.callback(_call, self._cuda, "cudaStreamDestroy", self._stream)
+            waits = self._cuda.cudaDeviceScheduleSpin if spin_wait else self._cuda.cudaDeviceScheduleBlockingSync
+            call(self._cuda, "cudaSetDeviceFlags", waits)
+            self._cuda_graph, self._recorded = cuda_graph, tuple[Any, Any]((None, None))
+            self._stream = call(self._cuda, "cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+            resources.callback(call, self._cuda, "cudaStreamDestroy", self._stream)
             self._buffers = {
                 name: self._allocate(replace(spec, shape=largest[name]), resources) for name, spec in specs.items()
             }
             self._place(self._context)
+            self._recording = resources.enter_context(ExitStack())
             self._resources = resources.pop_all()
 
     def run(self, batch: Batch) -> Batch:
         """Raises `UsageError` for arrays of other names, shapes or dtypes than `inputs` says."""
-        return self._execute(self._context, batch)
+        self._fill(self._context, batch)
+        if self._cuda_graph:
+            call(self._cuda, "cudaGraphLaunch", self._graph_of(batch), self._stream)
+        else:
+            self._enqueue(self._context, batch)
+        self._wait()
+        return {name: values.copy() for name, values in self._views(self._context).items()}
 
     def profile(self, batch: Batch) -> Sequence[OperatorTime]:
         """Times of the engine's layers, most of them several operators in one, by NVIDIA's own profiler."""
@@ -189,11 +244,12 @@ class EngineSession:
 
         # A context of its own: a profiler, once attached, would slow down the one that is timed.
         context, profiler = self._new_context(), Profiler()
-        for _ in range(NUM_WARM_UP_RUNS):
-            self._execute(context, batch)
-        context.profiler = profiler
-        for _ in range(NUM_PROFILED_RUNS):
-            self._execute(context, batch)
+        self._fill(context, batch)
+        for run in range(NUM_WARM_UP_RUNS + NUM_PROFILED_RUNS):
+            if run == NUM_WARM_UP_RUNS:
+                context.profiler = profiler
+            self._enqueue(context, batch)
+            self._wait()
         return [OperatorTime(name, "layer", ms / NUM_PROFILED_RUNS) for name, ms in times.items()]
 
     def activations(self, batch: Batch) -> Sequence[Activation]:
@@ -207,26 +263,64 @@ class EngineSession:
         self._resources.close()
         self._engine = self._runtime = None
 
-    def _execute(self, context: Any, batch: Batch) -> Batch:
-        cuda, kind, stream = self._cuda, self._cuda.cudaMemcpyKind, self._stream
+    def _fill(self, context: Any, batch: Batch) -> None:
+        """Puts arrays into page-locked memory, and tells the context their shapes where it takes several."""
         for name, spec in self.inputs.items():
-            (host, pinned, device), values = self._buffers[name], batch.get(name)
+            (host, _, _), values = self._buffers[name], batch.get(name)
             if values is None or not self._takes(name, spec, values) or values.dtype != host.dtype:
                 given = "nothing" if values is None else f"{values.dtype} {values.shape}"
                 raise UsageError(f"{self.file}: input {name} wants {spec}, was given {given}")
             if spec.free:
                 context.set_input_shape(name, values.shape)
             np.copyto(_first(host, values.shape), values)
-            _call(cuda, "cudaMemcpyAsync", device, pinned, values.nbytes, kind.cudaMemcpyHostToDevice, stream)
+
+    def _enqueue(self, context: Any, batch: Batch) -> None:
+        """Copies in, computes and copies out, on the stream: without waiting, and without touching the host's data."""
+        cuda, kind, stream = self._cuda, self._cuda.cudaMemcpyKind, self._stream
+        for name in self.inputs:
+            _, pinned, device = self._buffers[name]
+            call(cuda, "cudaMemcpyAsync", device, pinned, batch[name].nbytes, kind.cudaMemcpyHostToDevice, stream)
         if not context.execute_async_v3(int(stream)):
             raise TargetError(f"{self.file}: {self.runtime} cannot run it: {self._log.text()}")
-        found = {}
-        for name, spec in self.outputs.items():
-            host, pinned, device = self._buffers[name]
-            found[name] = _first(host, tuple(context.get_tensor_shape(name)) if spec.free else spec.shape)
-            _call(cuda, "cudaMemcpyAsync", pinned, device, found[name].nbytes, kind.cudaMemcpyDeviceToHost, stream)
-        _call(cuda, "cudaStreamSynchronize", stream)
-        return {name: values.copy() for name, values in found.items()}
+        for name, values in self._views(context).items():
+            _, pinned, device = self._buffers[name]
+            call(cuda, "cudaMemcpyAsync", pinned, device, values.nbytes, kind.cudaMemcpyDeviceToHost, stream)
+
+    def _graph_of(self, batch: Batch) -> Any:
+        """The CUDA graph of a run with arrays of these shapes; the last is kept. Raises `TargetError` for none."""
+        shapes = tuple(batch[name].shape for name in self.inputs)
+        if self._recorded[0] != shapes:
+            self._enqueue(self._context, batch)  # in its first run of a shape TensorRT prepares itself
+            self._wait()
+            self._recording.close()
+            self._recorded = shapes, self._record(batch)
+        return self._recorded[1]
+
+    def _record(self, batch: Batch) -> Any:
+        cuda, stream = self._cuda, self._stream
+        call(cuda, "cudaStreamBeginCapture", stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            self._enqueue(self._context, batch)
+            graph = call(cuda, "cudaStreamEndCapture", stream)
+            self._recording.callback(call, cuda, "cudaGraphDestroy", graph)
+            launched = call(cuda, "cudaGraphInstantiate", graph, 0)
+        except TargetError as error:
+            cuda.cudaStreamEndCapture(stream)  # or else nothing could be run any more; it fails where it has ended
+            raise TargetError(
+                f"{self.file}: no CUDA graph can be made of it; set cuda_graph = false: {error}"
+            ) from error
+        self._recording.callback(call, cuda, "cudaGraphExecDestroy", launched)
+        return launched
+
+    def _wait(self) -> None:
+        call(self._cuda, "cudaStreamSynchronize", self._stream)
+
+    def _views(self, context: Any) -> Batch:
+        """As much of the host's memory as the outputs take."""
+        return {
+            name: _first(self._buffers[name][0], tuple(context.get_tensor_shape(name)) if spec.free else spec.shape)
+            for name, spec in self.outputs.items()
+        }
 
     @_without_garbage_collection()
     def _new_context(self) -> Any:
@@ -273,12 +367,25 @@ class EngineSession:
         """A view of page-locked host memory, the address of that memory, and of as much on the device."""
         dtype = np.dtype(spec.dtype)
         num_bytes = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
-        device = int(_call(self._cuda, "cudaMalloc", num_bytes))
-        resources.callback(_call, self._cuda, "cudaFree", device)
-        pinned = int(_call(self._cuda, "cudaMallocHost", num_bytes))
-        resources.callback(_call, self._cuda, "cudaFreeHost", pinned)
+        device = int(call(self._cuda, "cudaMalloc", num_bytes))
+        resources.callback(call, self._cuda, "cudaFree", device)
+        pinned = int(call(self._cuda, "cudaMallocHost", num_bytes))
+        resources.callback(call, self._cuda, "cudaFreeHost", pinned)
         memory = (ctypes.c_byte * num_bytes).from_address(pinned)
         return np.ndarray(spec.shape, dtype, memoryview(memory)), pinned, device
+
+
+def _settings(known: Passport | None, cuda_graph: bool, spin_wait: bool) -> dict[str, Any]:
+    """What a row says of how an engine is run here, and of where it was built."""
+    now = power_mode()
+    return {
+        "cuda_graph": cuda_graph,
+        "spin_wait": spin_wait,
+        "transfers": True,  # always: a session takes arrays of the host and gives such
+        "power_mode": now,
+        "passport": None if known is None else asdict(known),
+        "warning": None if known is None else passport.other_power_mode(known, now),
+    }
 
 
 def _first(host: np.ndarray, shape: Shape) -> np.ndarray:
@@ -295,7 +402,7 @@ def _read_plan(trt: Any, file: Path) -> bytes:
         if plan.startswith(magic) and other != package:
             raise ModelFileError(f"{file} is an engine of {NAMES[other]}, which {NAMES[package]} cannot open")
     if not plan.startswith(MAGIC[package]) or len(plan) < 28:
-        raise ModelFileError(f"{file} is no {NAMES[package]} engine; build one from the ONNX file on this device")
+        raise ModelFileError(f"{file} is no {NAMES[package]} engine; {passport.remedy(file)}")
     size = int.from_bytes(plan[16:24], "little")
     if package == "tensorrt_rtx" and size != len(plan):
         raise ModelFileError(f"{file} is damaged: it has {len(plan)} bytes, its header says {size}; build it again")
@@ -316,7 +423,7 @@ def _deserialize(trt: Any, runtime: Any, plan: bytes, file: Path, log: Any) -> A
 
 def _foreign(trt: Any, plan: bytes, file: Path) -> str:
     built_by = f"{NAMES[trt.__name__]} {'.'.join(map(str, plan[24:28]))}"
-    return f"{file}, built by {built_by}, is not for {describe(trt)} and the GPU here; build it again on this device"
+    return f"{file}, built by {built_by}, is not for {describe(trt)} and the GPU here; {passport.remedy(file)}"
 
 
 def _message_log(trt: Any) -> Any:
@@ -351,37 +458,3 @@ def _refusal(parser: Any, log: Any) -> str:
 def _one_line(text: str) -> str:
     # Without a driver the library adds a CUDA error to whatever it says, which has nothing to do with the matter.
     return " ".join(re.sub(r"\[checkMacros\.cpp::catchCudaError.*?\)\)", "", text, flags=re.DOTALL).split())
-
-
-def _cuda_runtime() -> Any:
-    try:
-        from cuda.bindings import runtime
-    except ImportError:  # cuda-python before 12.6.1, such as JetPack 6's own
-        from cuda import cudart as runtime
-    return runtime
-
-
-def _call(cuda: Any, function: str, *arguments: Any) -> Any:
-    """What a function of the CUDA runtime returns beside its status. Raises `TargetError` for a bad status."""
-    status, *values = getattr(cuda, function)(*arguments)
-    if int(status) != 0:
-        _, text = cuda.cudaGetErrorString(status)
-        raise TargetError(f"{function} failed: {text.decode()} ({status.name})")
-    return values[0] if values else None
-
-
-def _probe() -> Gpu | str:
-    """The first GPU, or why none can be used."""
-    try:
-        cuda = _cuda_runtime()
-        driver = _call(cuda, "cudaDriverGetVersion")
-        if driver == 0:
-            return "there is no NVIDIA driver"
-        gpu = _call(cuda, "cudaGetDeviceProperties", 0)
-    except ImportError:
-        return "cuda-python is not installed"
-    except RuntimeError:  # what cuda-python before 12.8 raises where there is no driver
-        return "there is no NVIDIA driver"
-    except TargetError as error:
-        return f"no NVIDIA GPU can be used: {error}"
-    return Gpu(gpu.name.decode(), f"{gpu.major}.{gpu.minor}", f"{driver // 1000}.{driver % 1000 // 10}")

@@ -24,7 +24,8 @@ class GraphSession:
 
     def __init__(self, graphs: Mapping[str, Session]) -> None:
         self.graphs = graphs
-        self.runtime = next(iter(graphs.values())).runtime
+        first = next(iter(graphs.values()))
+        self.runtime, self.settings = first.runtime, getattr(first, "settings", None)
         self.inputs = self._named({name: graph.inputs for name, graph in graphs.items()})
         self.outputs = self._named({name: graph.outputs for name, graph in graphs.items()})
 

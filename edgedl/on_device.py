@@ -29,7 +29,7 @@ from edgedl.run import DEVICES_SCHEMA, read_report
 
 MODULES = (
     *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
-    *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine"),
+    *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine", "passport", "gpu"),
 )
 """What the runner imports."""
 RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import pkgutil
 import sys
 import traceback
@@ -190,11 +191,20 @@ def target_for(file: Path, threads: int, use: str | None = None) -> Target:
     if use is None and file.suffix not in claims:
         raise ModelFileError(f'{file}: unknown ending "{file.suffix}"; there are: {", ".join(sorted(claims))}')
     chosen = load("targets", use) if use else claims[file.suffix]
-    fields = {"threads": threads} if "threads" in chosen.model_fields else {}
+    fields = _opened_with(file, chosen) | ({"threads": threads} if "threads" in chosen.model_fields else {})
     target = chosen.model_validate(fields)
     assert isinstance(target, Target)
     require([target], "open")
     return target
+
+
+def _opened_with(file: Path, target: type[Part]) -> dict[str, Any]:
+    """How the recipe says a run's engine is to be run, where `artifact.json` lies beside it."""
+    try:
+        told = json.loads((file.parent / "artifact.json").read_text(encoding="utf-8"))["target"]
+        return {key: told[key] for key in ("cuda_graph", "spin_wait") if key in told and key in target.model_fields}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def pip_line(*extras: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -16,14 +17,15 @@ import tensorrt_rtx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgedl import engine
+from edgedl import engine, gpu, passport
 from edgedl.core import Model, ModelFileError, TargetError
+from edgedl.gpu import Gpu
 from edgedl.quantize.simulate import Quantization
 from edgedl.targets.tensorrt import BUILD_SCRIPT, TensorRT, build_script, check_onnx
 from edgedl.targets.tensorrt_rtx import TensorRTRTX
 from tests.toys import Noise
 
-without_gpu = pytest.mark.skipif(engine.find_gpu() is not None, reason="what is said on a machine without a GPU")
+without_gpu = pytest.mark.skipif(gpu.find_gpu() is not None, reason="what is said on a machine without a GPU")
 
 
 TASK = Noise(shape=(3, 8, 8))
@@ -195,7 +197,7 @@ def test_rtx_target_builds_an_engine(tmp_path: Path, model: Model) -> None:
     assert artifact.stand_in == tmp_path / "model.onnx"
     assert artifact.precision == model.precision
     assert artifact.versions["tensorrt-rtx"] == tensorrt_rtx.__version__
-    assert (artifact.status == "ok") == (artifact.reason is None) == (engine.find_gpu() is not None)
+    assert (artifact.status == "ok") == (artifact.reason is None) == (gpu.find_gpu() is not None)
 
 
 @without_gpu
@@ -219,6 +221,10 @@ if [ "$1" = --help ]; then
     exit 0
 fi
 echo "$@" >>"$(dirname "$0")/calls"
+echo '[11/21/2026-10:00:00] [I] Selected Device: A "board" of \\ mine'
+echo "[11/21/2026-10:00:00] [I] Selected Device ID: 0"
+echo "[11/21/2026-10:00:00] [I] Compute Capability: 8.7"
+echo "[11/21/2026-10:00:00] [I] SMs: 16"
 for argument; do
     case $argument in --saveEngine=*) echo engine >"${{argument#--saveEngine=}}" ;; esac
 done
@@ -274,6 +280,40 @@ def test_script_passes_the_options_of_each_major(
     assert (tmp_path / "a run/model.engine").read_text() == "engine\n"
 
 
+@pytest.mark.parametrize(("version", "release"), [("100300", "10.3.0"), ("110401", "11.4.1")])
+def test_script_writes_a_passport_that_edgedl_reads(
+    tmp_path: Path, run_script: RunScript, version: str, release: str
+) -> None:
+    nvpmodel = tmp_path / "tools" / "nvpmodel"
+    nvpmodel.write_text("#!/bin/sh\necho NV Power Mode: MODE_30W\necho 2\n")
+    nvpmodel.chmod(0o755)
+    assert run_script(version=version).returncode == 0
+    built = tmp_path / "a run" / "model.engine"
+    found = passport.read(built)
+    assert found is not None
+    assert (found.library, found.version, found.compute_capability) == ("TensorRT", release, "8.7")
+    assert (found.gpu, found.multiprocessors, found.power_mode) == ('A "board" of \\ mine', 16, "MODE_30W")
+    assert found.source_sha256 == hashlib.sha256((tmp_path / "a run" / "model.onnx").read_bytes()).hexdigest()
+    here = Gpu('A "board" of \\ mine', "8.7", "12.6", 16)
+    passport.check(built, found, built.read_bytes(), "TensorRT", f"{release}.30", here)
+    with pytest.raises(ModelFileError, match=r"build it again on this device: `sh '.*a run/build\.sh'`"):
+        passport.check(built, found, built.read_bytes(), "TensorRT", "10.9.0", here)
+
+
+def test_script_that_cannot_know_the_device_still_builds(tmp_path: Path, run_script: RunScript) -> None:
+    other = tmp_path / "silent"
+    other.write_text(
+        "".join(line for line in FAKE_TRTEXEC.format(version="100300", status=0).splitlines(True) if "[I]" not in line)
+    )
+    other.chmod(0o755)
+    assert run_script(TRTEXEC=str(other)).returncode == 0
+    built = tmp_path / "a run" / "model.engine"
+    found = passport.read(built)
+    assert found is not None
+    assert (found.gpu, found.compute_capability, found.multiprocessors, found.power_mode) == (None,) * 4
+    passport.check(built, found, built.read_bytes(), "TensorRT", "10.3.0.30", Gpu("Orin", "8.7", "12.6", 16))
+
+
 def test_script_of_a_sparse_network_asks_for_sparse_kernels(tmp_path: Path, run_script: RunScript) -> None:
     (tmp_path / "a run/build.sh").write_text(build_script(sparse=True))
     assert run_script().returncode == 0
@@ -295,8 +335,8 @@ def test_a_sparse_network_is_built(tmp_path: Path) -> None:
 def test_script_without_timing(tmp_path: Path, run_script: RunScript, status: int) -> None:
     assert run_script(version="110000", status=status).returncode == status
     assert len((tmp_path / "tools/calls").read_text().splitlines()) == 1
-    built = [file.name for file in (tmp_path / "a run").glob("model.engine*")]
-    assert built == (["model.engine"] if status == 0 else [])
+    built = {file.name for file in (tmp_path / "a run").glob("model.engine*")}
+    assert built == ({"model.engine", "model.engine.json"} if status == 0 else set())
 
 
 @pytest.mark.parametrize("version", ["8601", "80601", "120000", "x"])

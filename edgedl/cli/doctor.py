@@ -36,7 +36,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _targets() -> list[dict[str, Any]]:
-    from edgedl import engine, plugins
+    from edgedl import gpu, plugins
     from edgedl.core import Target
 
     rows = []
@@ -47,7 +47,7 @@ def _targets() -> list[dict[str, Any]]:
         hint = plugins.install_line([target], "build") if lacking["build"] else None
         if hint is None and lacking["open"]:
             hint = plugins.install_line([target], "open")
-        no_gpu = engine.why_no_gpu() if target.needs_gpu and not lacking["open"] else None
+        no_gpu = gpu.why_no_gpu() if target.needs_gpu and not lacking["open"] else None
         rows.append(
             {
                 "target": name,

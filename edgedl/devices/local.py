@@ -15,8 +15,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from edgedl import engine
 from edgedl.devices import Device
+from edgedl.gpu import find_gpu
 from edgedl.sessions import UsageError
 
 PACKAGES = (
@@ -70,7 +70,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": _memory_bytes(),
-        "gpu": str(gpu) if (gpu := engine.find_gpu()) else None,
+        "gpu": str(gpu) if (gpu := find_gpu()) else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "temperature_c": _temperature_c(),
         "versions": {package: found for package in PACKAGES if (found := _version(package))},

@@ -105,6 +105,8 @@ def add(report: dict[str, Any], run: Run, target: Target, entries: Sequence[Entr
         if row["status"] == "failed" and stood_in_for and entry.variant != "float":
             row["status"] = "refused"  # one form of several cannot be had here: another is
         report["rows"].append(row)
+        if row["engine"] and row["engine"]["warning"]:
+            report["warnings"].append(f"{entry.variant} on {target.label}: {row['engine']['warning']}")
         if entry.climb is not None:
             report["ladder"].append(ladder.as_json(entry.climb, entry.variant, target))
         if entry.artifact is not None:
@@ -200,6 +202,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "speedup": gate.speedup_as_json(entry.speedup),
         "validation_score": entry.validated,
         "operators": [dataclasses.asdict(operator) for operator in entry.operators],
+        "engine": getattr(entry.session, "settings", None),
     }
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
-from edgedl.engine import EngineSession, Range, build_engine, describe, find_gpu, why_no_gpu
+from edgedl.engine import EngineSession, Range, build_engine, describe, timing_cache, write_engine
+from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
@@ -22,6 +23,10 @@ class TensorRT(Target):
     use: str = "tensorrt"
     max_batch: PositiveInt | None = None
     """With any, engines take batches of 1 to so many samples; kernels are chosen for that of the recipe's bench."""
+    cuda_graph: bool = False
+    """Whether a run's kernels and copies are launched at once, as recorded before, instead of one by one."""
+    spin_wait: bool = True
+    """Whether the host waits by asking without pause: the least latency, for a whole core of the host."""
 
     scheme: ClassVar[Scheme] = TENSORRT
     forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 layers", "mixed", "int8 weights", "int4 weights", "fp16")
@@ -70,22 +75,23 @@ class TensorRT(Target):
                 versions=versions,
                 built_for="any GPU of TensorRT 10 or 11, once build.sh has run on it",
             )
-        engine = folder / "model.engine"
+        engine = folder / "model.engine"  # what follows has not been run yet, for want of a GPU: tests/gpu
         with naming_operators(file, graph, task, batch_size):
-            engine.write_bytes(build_engine(tensorrt, file, sparse=model.sparse, sizes=sizes))
+            timings = timing_cache(tensorrt, gpu)
+            made = write_engine(tensorrt, file, engine, sparse=model.sparse, sizes=sizes, timing_cache=timings)
         return Artifact(
             file=engine,
             precision=model.precision,
             stand_in=file,
             versions=versions | {"tensorrt": tensorrt.__version__, "cuda_driver": gpu.driver},
-            built_for=f"{gpu}, {describe(tensorrt)}",
+            built_for=f"{made.built_for}, {describe(tensorrt)}",
         )
 
     def open(self, file: Path) -> EngineSession:
         """Raises `ModelFileError` for what is no engine of this TensorRT and GPU, `TargetError` without a GPU."""
         import tensorrt
 
-        return EngineSession(tensorrt, file)
+        return EngineSession(tensorrt, file, cuda_graph=self.cuda_graph, spin_wait=self.spin_wait)
 
 
 def profile(task: Task, sizes: Mapping[str, Range]) -> Mapping[str, str]:
@@ -198,11 +204,51 @@ case $version in
 esac
 
 engine=$here/model.engine
-trap 'rm -f "$engine.partial"' EXIT
-"$trtexec" --onnx="$here/model.onnx" --saveEngine="$engine.partial" ${typed:+"$typed"} \\
-    ${least:+"--minShapes=$least"} ${usual:+"--optShapes=$usual"} ${most:+"--maxShapes=$most"} \\
-    ${sparsity:+"$sparsity"} --timingCacheFile="$here/timing.cache" --skipInference
+log=$here/build.log
+trap 'rm -f "$engine.partial" "$engine.status"' EXIT
+{
+    "$trtexec" --onnx="$here/model.onnx" --saveEngine="$engine.partial" ${typed:+"$typed"} \\
+        ${least:+"--minShapes=$least"} ${usual:+"--optShapes=$usual"} ${most:+"--maxShapes=$most"} \\
+        ${sparsity:+"$sparsity"} --timingCacheFile="$here/timing.cache" --skipInference 2>&1 ||
+        echo $? >"$engine.status"
+} | tee "$log"
+[ ! -f "$engine.status" ] || exit "$(cat "$engine.status")"
+
+# The passport: what the engine was built by and for, which edgedl looks at before it opens it. Not known is null.
+told() {
+    sed -n "s/.*\\[I\\] $1: *//p" "$log" | sed -n 1p
+}
+text() {
+    if [ -n "$1" ]; then
+        printf '"%s"' "$(printf %s "$1" | tr -d '[:cntrl:]' | sed 's/[\\"]/\\\\&/g')"
+    else
+        printf null
+    fi
+}
+# 10.3.0 of 100300
+release=$(echo "$version" | sed 's/^\\(..\\)\\(..\\)\\(..\\)$/\\1.\\2.\\3/; s/\\.0\\([0-9]\\)/.\\1/g')
+processors=$(told SMs | sed -n 's/^\\([0-9][0-9]*\\).*/\\1/p')
+driver=$(cat /proc/driver/nvidia/version 2>/dev/null |
+    sed -n 's/^NVRM version:.* \\([0-9][0-9]*\\.[0-9.]*\\) .*/\\1/p')
+mode=$(nvpmodel -q 2>/dev/null | sed -n 's/^NV Power Mode: *//p')
+rm -f "$engine.json" # that of an older engine
 mv "$engine.partial" "$engine"
+cat >"$engine.json.partial" <<END
+{
+  "schema": 1,
+  "library": "TensorRT",
+  "version": $(text "$release"),
+  "gpu": $(text "$(told "Selected Device")"),
+  "compute_capability": $(text "$(told "Compute Capability")"),
+  "multiprocessors": ${processors:-null},
+  "driver": $(text "$driver"),
+  "power_mode": $(text "$mode"),
+  "built": $(text "$(date +%Y-%m-%dT%H:%M:%S%z)"),
+  "engine_sha256": $(text "$(sha256sum <"$engine" | cut -d ' ' -f 1)"),
+  "source_sha256": $(text "$(sha256sum <"$here/model.onnx" | cut -d ' ' -f 1)")
+}
+END
+mv "$engine.json.partial" "$engine.json"
 echo "build.sh: wrote $engine"
 
 if [ "$1" = --time ]; then

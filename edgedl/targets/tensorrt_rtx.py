@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, Task
-from edgedl.engine import EngineSession, Range, build_engine, describe, find_gpu, why_no_gpu
+from edgedl.engine import EngineSession, Range, describe, write_engine
+from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
@@ -24,6 +25,10 @@ class TensorRTRTX(Target):
     compute_capabilities: tuple[Literal["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"], ...] = ()
     max_batch: PositiveInt | None = None
     """With any, engines take batches of 1 to so many samples; kernels are chosen for that of the recipe's bench."""
+    cuda_graph: bool = False
+    """Whether a run's kernels and copies are launched at once, as recorded before, instead of one by one."""
+    spin_wait: bool = True
+    """Whether the host waits by asking without pause: the least latency, for a whole core of the host."""
 
     scheme: ClassVar[Scheme] = TENSORRT
     forms: ClassVar[tuple[Form, ...]] = ("int8", "int8 layers", "mixed", "int8 weights", "int4 weights", "fp16")
@@ -49,15 +54,15 @@ class TensorRTRTX(Target):
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(source)
         with naming_operators(source, graph, task, batch_size):
-            content = build_engine(tensorrt_rtx, source, self.compute_capabilities, sparse=model.sparse, sizes=sizes)
-            engine.write_bytes(content)
+            made = write_engine(
+                tensorrt_rtx, source, engine, self.compute_capabilities, sparse=model.sparse, sizes=sizes
+            )
         versions = {"onnx": onnx.__version__, "tensorrt-rtx": tensorrt_rtx.__version__}
         gpu, reason = find_gpu(), why_no_gpu()
         if gpu is not None:
             versions["cuda_driver"] = gpu.driver
             if self.compute_capabilities and gpu.compute_capability not in self.compute_capabilities:
                 reason = f"the GPU ({gpu}) is not among its compute_capabilities"
-        capabilities = ", ".join(self.compute_capabilities) or "8.0 and later"
         return Artifact(
             file=engine,
             precision=model.precision,
@@ -65,11 +70,11 @@ class TensorRTRTX(Target):
             reason=reason and f"it cannot run here: {reason}",
             stand_in=source,
             versions=versions,
-            built_for=f"GPUs of compute capability {capabilities}, {describe(tensorrt_rtx)}",
+            built_for=f"{made.built_for}, {describe(tensorrt_rtx)}",
         )
 
     def open(self, file: Path) -> EngineSession:
         """Raises `ModelFileError` for a file that is no engine of this TensorRT-RTX, `TargetError` without a GPU."""
         import tensorrt_rtx
 
-        return EngineSession(tensorrt_rtx, file)
+        return EngineSession(tensorrt_rtx, file, cuda_graph=self.cuda_graph, spin_wait=self.spin_wait)

@@ -1,22 +1,31 @@
-"""NVIDIA engines on a GPU: built by TensorRT-RTX, run, and compared with onnxruntime on the same ONNX file."""
+"""NVIDIA engines on a GPU: built by what is there of TensorRT and TensorRT-RTX, run, and compared with onnxruntime.
+
+`pytest tests/gpu` on any machine with an NVIDIA GPU, cuda-python, onnx, onnxruntime, and one of the two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-import tensorrt_rtx
-from onnx import TensorProto, helper, numpy_helper
 
-from edgedl import engine
-from edgedl.core import Batch, ModelFileError, UsageError
-from edgedl.targets.tensorrt_rtx import TensorRTRTX
+from edgedl import benching, engine, gpu, passport, plugins
+from edgedl.core import Batch, ModelFileError, Target, UsageError
 
-pytestmark = pytest.mark.skipif(engine.find_gpu() is None, reason=f"needs an NVIDIA GPU: {engine.why_no_gpu()}")
+if (no_gpu := gpu.why_no_gpu()) is not None:
+    pytest.skip(f"needs an NVIDIA GPU: {no_gpu}", allow_module_level=True)
+PACKAGES = [name for name in ("tensorrt", "tensorrt_rtx") if plugins.installed(name)]
+if not PACKAGES:
+    pytest.skip("needs tensorrt or tensorrt-rtx", allow_module_level=True)
+
+onnx = pytest.importorskip("onnx")
+TensorProto, helper, numpy_helper = onnx.TensorProto, onnx.helper, onnx.numpy_helper
+onnxruntime = pytest.importorskip("onnxruntime")
 
 TOLERANCES = {"fp32": 5e-3, "int8": 1e-5}
 """Largest difference as a share of the largest output: TF32 has 10 bits of mantissa, int8 sums are exact."""
@@ -56,20 +65,51 @@ def write_onnx(file: Path, precision: str, batch: int | str = 2) -> Path:
     return file
 
 
+@pytest.fixture(scope="module", params=PACKAGES)
+def trt(request: pytest.FixtureRequest) -> ModuleType:
+    return importlib.import_module(request.param)
+
+
+def target_of(trt: ModuleType, **fields: bool) -> Target:
+    found = plugins.load("targets", trt.__name__.replace("_", "-")).model_validate(fields)
+    assert isinstance(found, Target)
+    return found
+
+
+def engine_file(trt: ModuleType, folder: Path) -> Path:
+    return folder / f"model{target_of(trt).suffixes[0]}"
+
+
 @pytest.fixture(scope="module", params=list(TOLERANCES))
-def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+def files(
+    request: pytest.FixtureRequest, trt: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
     """Precision, ONNX file, engine file."""
     folder = tmp_path_factory.mktemp(request.param)
-    source, built = write_onnx(folder / "model.onnx", request.param), folder / "model.rtx"
-    built.write_bytes(engine.build_engine(tensorrt_rtx, source))
+    source, built = write_onnx(folder / "model.onnx", request.param), engine_file(trt, folder)
+    engine.write_engine(trt, source, built)
     return request.param, source, built
 
 
 @pytest.fixture
-def session(files: tuple[str, Path, Path]) -> Iterator[engine.EngineSession]:
-    session = TensorRTRTX().open(files[2])
-    yield session
-    session.close()
+def opened(trt: ModuleType, files: tuple[str, Path, Path]) -> Iterator[Callable[..., engine.EngineSession]]:
+    """Opens the engine, with the target's fields if there are any."""
+    sessions = []
+
+    def made(**fields: bool) -> engine.EngineSession:
+        session = target_of(trt, **fields).open(files[2])
+        assert isinstance(session, engine.EngineSession)
+        sessions.append(session)
+        return session
+
+    yield made
+    for session in sessions:
+        session.close()
+
+
+@pytest.fixture
+def session(opened: Callable[..., engine.EngineSession]) -> engine.EngineSession:
+    return opened()
 
 
 def images(seed: int) -> Batch:
@@ -77,15 +117,16 @@ def images(seed: int) -> Batch:
 
 
 def test_gpu_is_described() -> None:
-    gpu = engine.find_gpu()
-    assert gpu is not None
-    assert gpu.name in str(gpu)
-    assert engine.why_no_gpu() is None
-    assert all(len(version.split(".")) == 2 for version in (gpu.compute_capability, gpu.driver))
+    here = gpu.find_gpu()
+    assert here is not None
+    assert here.name in str(here)
+    assert gpu.why_no_gpu() is None
+    assert all(len(version.split(".")) == 2 for version in (here.compute_capability, here.driver))
+    assert here.multiprocessors
 
 
-def test_session_says_what_it_takes(session: engine.EngineSession) -> None:
-    assert session.runtime == f"tensorrt-rtx {tensorrt_rtx.__version__}"
+def test_session_says_what_it_takes(trt: ModuleType, session: engine.EngineSession) -> None:
+    assert session.runtime == engine.describe(trt).lower()
     assert {name: (spec.shape, spec.dtype) for name, spec in session.inputs.items()} == {
         "image": ((2, 3, 16, 16), "float32")
     }
@@ -132,30 +173,94 @@ def test_profile_names_layers(session: engine.EngineSession) -> None:
     assert session.activations(images(0)) == ()
 
 
-def test_close_gives_everything_back_and_may_be_repeated(files: tuple[str, Path, Path]) -> None:
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_close_gives_everything_back_and_may_be_repeated(
+    opened: Callable[..., engine.EngineSession], cuda_graph: bool
+) -> None:
     for _ in range(20):
-        session = TensorRTRTX().open(files[2])
+        session = opened(cuda_graph=cuda_graph)
         session.run(images(0))
         session.close()
         session.close()
 
 
-def test_engine_for_another_gpu(tmp_path: Path) -> None:
-    gpu = engine.find_gpu()
-    assert gpu is not None
-    other = "7.5" if gpu.compute_capability != "7.5" else "12.0"
-    file = tmp_path / "model.rtx"
-    file.write_bytes(engine.build_engine(tensorrt_rtx, write_onnx(tmp_path / "model.onnx", "fp32"), (other,)))
+@pytest.mark.parametrize("spin_wait", [False, True])
+def test_a_cuda_graph_answers_as_kernels_one_by_one(
+    opened: Callable[..., engine.EngineSession], session: engine.EngineSession, spin_wait: bool
+) -> None:
+    recorded = opened(cuda_graph=True, spin_wait=spin_wait)
+    assert (recorded.settings["cuda_graph"], recorded.settings["spin_wait"]) == (True, spin_wait)
+    for seed in (0, 1, 2, 0):
+        for name, values in session.run(images(seed)).items():
+            np.testing.assert_array_equal(recorded.run(images(seed))[name], values)
+    assert sum(time.time_ms for time in recorded.profile(images(0))) > 0
+
+
+def test_a_passport_is_of_what_is_here(
+    trt: ModuleType, files: tuple[str, Path, Path], session: engine.EngineSession
+) -> None:
+    known, here = passport.read(files[2]), gpu.find_gpu()
+    assert known is not None
+    assert here is not None
+    assert (known.version, known.cuda, known.driver) == (trt.__version__, here.driver, gpu.driver_version())
+    if trt.__name__ == "tensorrt":
+        assert (known.gpu, known.multiprocessors) == (here.name, here.multiprocessors)
+    assert session.settings["passport"]["engine_sha256"] == known.engine_sha256
+    assert session.settings["warning"] is None
+
+
+@pytest.mark.parametrize("key", ["gpu", "version"])
+def test_an_engine_of_another_device_or_version_is_refused(
+    trt: ModuleType, files: tuple[str, Path, Path], tmp_path: Path, key: str
+) -> None:
+    """By its passport alone: the engine itself would open."""
+    if key == "gpu" and trt.__name__ == "tensorrt_rtx":
+        pytest.skip("engines of TensorRT-RTX are for many GPUs")
+    copy = engine_file(trt, tmp_path)
+    copy.write_bytes(files[2].read_bytes())
+    content = json.loads(passport.file_beside(files[2]).read_text())
+    passport.file_beside(copy).write_text(json.dumps(content | {key: {"gpu": "Orin", "version": "10.1.0"}[key]}))
+    with pytest.raises(ModelFileError, match=r"was built by .* here is .*: build it again on this device"):
+        target_of(trt).open(copy)
+
+
+def test_bench_states_how_the_engine_was_run(files: tuple[str, Path, Path]) -> None:
+    (row,) = benching.bench([files[2]], None, None, None, 1, 0.1, False)
+    assert row["engine"]["transfers"] is True
+    assert (row["engine"]["cuda_graph"], row["engine"]["spin_wait"]) == (False, True)
+    assert row["latency_ms"]["median"] > 0
+
+
+@pytest.mark.skipif("tensorrt" not in PACKAGES, reason="a timing cache does nothing in TensorRT-RTX")
+def test_timings_are_kept(tmp_path: Path) -> None:
+    tensorrt = importlib.import_module("tensorrt")
+    source, kept = write_onnx(tmp_path / "model.onnx", "fp32"), tmp_path / "kernels.cache"
+    engine.write_engine(tensorrt, source, tmp_path / "first.engine", timing_cache=kept)
+    size = kept.stat().st_size
+    engine.write_engine(tensorrt, source, tmp_path / "again.engine", timing_cache=kept)
+    assert kept.stat().st_size == size > 0
+
+
+@pytest.mark.skipif("tensorrt_rtx" not in PACKAGES, reason="TensorRT builds for the GPU that is here alone")
+@pytest.mark.parametrize("with_passport", [True, False])
+def test_engine_for_another_gpu(tmp_path: Path, with_passport: bool) -> None:
+    trt, here = importlib.import_module("tensorrt_rtx"), gpu.find_gpu()
+    assert here is not None
+    other = "7.5" if here.compute_capability != "7.5" else "12.0"
+    file = engine_file(trt, tmp_path)
+    engine.write_engine(trt, write_onnx(tmp_path / "model.onnx", "fp32"), file, (other,))
+    if not with_passport:
+        passport.file_beside(file).unlink()
     with pytest.raises(ModelFileError, match=r"build it again on this device"):
-        TensorRTRTX().open(file)
+        target_of(trt).open(file)
 
 
 @pytest.mark.parametrize("precision", list(TOLERANCES))
-def test_an_engine_for_a_range_of_batches(precision: str, tmp_path: Path) -> None:
-    source, built = write_onnx(tmp_path / "model.onnx", precision, "batch"), tmp_path / "model.rtx"
-    sizes = {"batch": engine.Range(1, 2, 5)}
-    built.write_bytes(engine.build_engine(tensorrt_rtx, source, sizes=sizes))
-    session = TensorRTRTX().open(built)
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_an_engine_for_a_range_of_batches(trt: ModuleType, precision: str, cuda_graph: bool, tmp_path: Path) -> None:
+    source, built = write_onnx(tmp_path / "model.onnx", precision, "batch"), engine_file(trt, tmp_path)
+    engine.write_engine(trt, source, built, sizes={"batch": engine.Range(1, 2, 5)})
+    session = target_of(trt, cuda_graph=cuda_graph).open(built)
     assert (session.inputs["image"].shape, session.inputs["image"].free) == ((2, 3, 16, 16), (0,))
     assert (session.outputs["mean"].shape, session.outputs["mean"].free) == ((2, 8), (0,))
     reference = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
