@@ -59,6 +59,10 @@ class Classes(Task):
         """What people call a class."""
         return str(label)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(map(self.class_name, range(getattr(self, "num_classes", 0))))
+
     def shown(self, batch: Batch, index: int) -> str | np.ndarray | None:
         """A sample as a person would look at it, text or a picture; None where there is nothing to see."""
         return None

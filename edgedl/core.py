@@ -170,6 +170,11 @@ class Task(Part):
         return net
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes that outputs stand for are called, in their order; empty where there are none."""
+        return ()
+
+    @property
     def preprocessing(self) -> Mapping[str, Any]:
         """What an application has to do to its data before it runs the network, as JSON; empty: nothing at all."""
         return {}

@@ -91,12 +91,7 @@ def build_engine(
         raise TargetError(f"{describe(trt)} is too old for strongly typed networks; install TensorRT 10 or 11")
     log = _message_log(trt)
     builder = trt.Builder(log)
-    # TensorRT 10 has to be asked for strong typing; later ones know nothing else, and may drop the flag.
-    strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strong is None else 1 << int(strong))
-    parser = trt.OnnxParser(network, log)  # owns the weights: it has to live until the engine is built
-    if not parser.parse(onnx_file.read_bytes(), str(onnx_file)):
-        raise TargetError(f"{onnx_file}: {describe(trt)} {_refusal(parser, log)}")
+    network, parser = _parsed(trt, builder, onnx_file, log)
     config = builder.create_builder_config()
     if sizes:
         _add_profile(builder, network, config, sizes, onnx_file)
@@ -113,9 +108,21 @@ def build_engine(
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise TargetError(f"{onnx_file}: {describe(trt)} cannot build an engine: {log.text()}")
+    del parser
     if timing_cache is not None:
         _keep_timings(config, timing_cache)
     return bytes(serialized)
+
+
+def _parsed(trt: Any, builder: Any, onnx_file: Path, log: Any) -> tuple[Any, Any]:
+    """The network of an ONNX file, and the parser, which owns the weights: it has to live as long."""
+    # TensorRT 10 has to be asked for strong typing; later ones know nothing else, and may drop the flag.
+    strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strong is None else 1 << int(strong))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(onnx_file.read_bytes(), str(onnx_file)):
+        raise TargetError(f"{onnx_file}: {describe(trt)} {_refusal(parser, log)}")
+    return network, parser
 
 
 def write_engine(
@@ -177,6 +184,24 @@ def _add_profile(builder: Any, network: Any, config: Any, sizes: Mapping[str, Ra
         profile.set_shape(value.name, *zip(*ranges, strict=True))
     if config.add_optimization_profile(profile) < 0:
         raise TargetError(f"{onnx_file}: NVIDIA's builder does not take the sizes {dict(sizes)}")
+
+
+@_without_garbage_collection()
+def not_on_dla(trt: Any, onnx_file: Path) -> list[tuple[str, str]] | None:
+    """Kind and name of each layer that TensorRT says a DLA cannot run; None where no DLA is. Not run on one yet."""
+    if find_gpu() is None:
+        return None
+    log = _message_log(trt)
+    builder = trt.Builder(log)
+    if builder.num_DLA_cores == 0:
+        return None
+    network, parser = _parsed(trt, builder, onnx_file, log)
+    config = builder.create_builder_config()
+    config.default_device_type, config.DLA_core = trt.DeviceType.DLA, 0
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    found = [(layer.type.name, layer.name) for layer in layers if not config.can_run_on_DLA(layer)]
+    del parser
+    return found
 
 
 class EngineSession:

@@ -45,6 +45,7 @@ ALL_OPTIONS = {
     "compare": {
         "--help", "-h", "RUNS", "--out", "--json", "--pick", "--target", "--device", "--format", "--html",
     },
+    "inspect": {"--help", "-h", "WHAT", "--out", "--json"},
     "report": {"--help", "-h", "RUN", "--out", "--json"},
     "recipes": {"--help", "-h"},
     "recipes list": {"--help", "-h", "--out", "--json"},

@@ -119,6 +119,7 @@ def test_the_folder_is_whole_and_as_documented(run, report):
         assert files.sha256(run.folder / found["file"]) == found["sha256"]
         assert (run.folder / found["file"]).stat().st_size == found["size_bytes"]
     assert (run.folder / "recipe.toml").read_text() == RECIPE
+    assert {str(Path(row["file"]).with_name("labels.txt")) for row in report["rows"]} <= names
     assert {f"exhibits/{name}" for name in ("exhibits.json", "00-input.png", "05-input.png")} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".partial"))]
     assert not list(run.folder.rglob(".*"))
@@ -134,6 +135,7 @@ def test_the_report_has_exactly_the_documented_keys(report):
         "variant", "target", "precision", "in_float", "device", "status", "reason", "file", "size_bytes",
         "gzip_bytes", "sha256", "score", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "speedup",
         "validation_score", "operators", "figures", "graphs", "float_ops", "rewrites",
+        "engine", "accelerators",
     }  # fmt: skip
     assert set(report["ladder"][0]) == {
         "variant", "target", "rungs", "quantization", "agreement", "first_divergence", "graphs",

@@ -198,6 +198,18 @@ def test_tflite_files_are_measured(device):
     assert "model.int8.tflite against model.tflite: " in table.stdout
 
 
+@with_litert
+def test_tflite_files_are_inspected_where_their_schema_is(device):
+    if device.imports("ai_edge_litert"):
+        (row,) = device.json("inspect", "model.int8.tflite")
+        (found,) = row["accelerators"]
+        assert found["operators"] == found["stay"] > 5
+        assert [(spec["name"], spec["layout"]) for spec in row["inputs"]] == [("image", "NCHW")]
+    else:
+        line = device.refuses("inspect", "model.tflite")
+        assert line.endswith("needs ai-edge-litert: pip install ai-edge-litert")
+
+
 @with_onnxruntime
 def test_bench_names_the_missing_litert(device):
     line = device.refuses("bench", "model.tflite")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgedl.cli import analyze, bench, compare, compress, devices, doctor, init, recipes, reports
+from edgedl.cli import analyze, bench, compare, compress, devices, doctor, init, inspect, recipes, reports
 
 app = typer.Typer(
     help="Compress PyTorch models for small devices, and measure the very files that ship.",
@@ -29,6 +29,7 @@ app.command()(analyze.analyze)
 app.command()(bench.bench)
 app.command()(compare.compare)
 app.command()(reports.report)
+app.command()(inspect.inspect)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(devices.app, name="devices")
 app.command()(doctor.targets)

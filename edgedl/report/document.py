@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl import __version__, attribution, files, gate, ladder, measure, stats
+from edgedl import __version__, attribution, files, gate, inspecting, ladder, measure, stats
 from edgedl.core import Artifact, Baseline, Metric, Model, OperatorTime, Session, Target
 from edgedl.devices import local
 from edgedl.gate import Candidate, Verdict
@@ -184,6 +184,7 @@ def _row(run: Run, target: Target, entry: Entry, refusal: str | None) -> dict[st
         "in_float": list(entry.model.quantization.blocks) if entry.model.quantization else [],
         "float_ops": _float_ops(target, entry),
         "rewrites": _rewrites(target, entry),
+        "accelerators": _accelerators(target, entry),
         "device": None if artifact is None else local.name() if artifact.status == "ok" else _built_for(entry),
         "status": "refused" if refusal and status != "failed" else status,
         "reason": reason,
@@ -229,6 +230,14 @@ def _float_ops(target: Target, entry: Entry) -> list[dict[str, Any]]:
         dataclasses.asdict(origin) | {"times": len(shares), "time_share": _sum(shares)}
         for origin, shares in found.items()
     ]
+
+
+def _accelerators(target: Target, entry: Entry) -> list[dict[str, Any]]:
+    """What a phone's GPU or a Jetson's DLA would leave to another processor."""
+    if entry.artifact is None or entry.climb is None or target.use not in ("tflite", "tensorrt"):
+        return []
+    named = entry.artifact.graphs or {"": entry.artifact.file}
+    return [found for graph, file in named.items() for found in inspecting.accelerators(file, target.use, graph)]
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
@@ -305,6 +314,8 @@ def _write_beside(run: Run, target: Target, entry: Entry, row: Mapping[str, Any]
         "preprocessing": run.recipe.task.preprocessing,
     }
     files.write_json(folder / "artifact.json", passport)
+    if names := run.recipe.task.class_names:  # in the order of the outputs, for an app to show
+        files.write_text(folder / "labels.txt", "".join(f"{' '.join(name.split())}\n" for name in names))
     blocks = [[round(float(sample), 6) for sample in block] for block in entry.latencies_ms or []]
     keys = ("score", "figures", "samples", "score_by", "init_ms", "peak_memory_bytes", "latency_ms", "operators")
     files.write_json(folder / "measurement.json", {key: row[key] for key in keys} | {"blocks_ms": blocks}, indent=None)

@@ -16,6 +16,7 @@ from edgedl import analysis, files, gate, plugins
 from edgedl.core import MissingPackage
 from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
+    accelerators_in_words,
     device_agreement,
     figure,
     figure_changes,
@@ -185,6 +186,7 @@ def filled(
         "graphs": graphs_in_words,
         "float_ops": float_ops_in_words,
         "rewrites": rewrites_in_words,
+        "accelerators": accelerators_in_words,
         "largest": largest,
     }
     return environment.get_template(template).render(

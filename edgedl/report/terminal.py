@@ -15,6 +15,8 @@ from edgedl.recipe import Recipe
 from edgedl.stats import EXACT_DB
 
 NONE = "–"
+MAX_LEAVING = 3
+"""Operators that leave an accelerator, named in a line."""
 HTML_WIDTH = 140
 """Columns of a report in a notebook."""
 STATUS_STYLE = {"ok": "green", "built": "cyan", "refused": "yellow", "failed": "red"}
@@ -73,7 +75,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     for row in report["rows"]:
         if row.get("graphs"):
             console.print(f"{row['target']}, {row['variant']}: {graphs_in_words(row)}")
-    for in_words in (float_ops_in_words, rewrites_in_words):
+    for in_words in (float_ops_in_words, rewrites_in_words, accelerators_in_words):
         for row in {row["target"]: row for row in report["rows"] if in_words(row)}.values():  # the best such file
             console.print(f"{row['target']}, {row['variant']}: {in_words(row)}")
     if said := sparsity_in_words(report):
@@ -376,6 +378,71 @@ def float_ops_in_words(row: Mapping[str, Any]) -> str | None:
         taken = "" if operator["time_share"] is None else f", {share(operator['time_share'])} of the time"
         said.append(f"{operator['operator']} of {place}{line}{times}{taken}")
     return f"in float, for want of an int8 form: {'; '.join(said)}"
+
+
+def accelerators_in_words(row: Mapping[str, Any]) -> str | None:
+    """What a phone's GPU or a Jetson's DLA would leave to another processor; None where it is nothing."""
+    said = []
+    for found in row.get("accelerators") or ():  # which older runs lack
+        if not found["leaving"] or found["note"]:  # where none of a file can run there, no layer is to blame
+            continue
+        graph = f" of {found['graph']}" if found["graph"] else ""
+        parts = f", the largest of {found['parts']} parts," if (found["parts"] or 1) > 1 else ""
+        said.append(
+            f"{found['accelerator']} would keep {found['stay']} of {found['operators']} operators{graph}{parts} "
+            f"without {_leaving_in_words(found['leaving'])}"
+        )
+    return "; ".join(said) or None
+
+
+def _leaving_in_words(leaving: Sequence[Mapping[str, Any]]) -> str:
+    most = sorted(leaving, key=lambda left: -left["times"])
+    named = [f"{left['operator']} ×{left['times']} ({left['reason']})" for left in most[:MAX_LEAVING]]
+    return ", ".join(named) + (f" and {len(most) - MAX_LEAVING} more" if len(most) > MAX_LEAVING else "")
+
+
+def print_inspected(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What files take, what accelerators keep of them, and each operator that one leaves out."""
+    console = open_console()
+    table = _table("file", "size", "input", "output", "accelerator", "keeps", "labels", "metadata")
+    for row in rows:
+        kept = [f"{found['stay']} of {found['operators']}" for found in row["accelerators"]]
+        table.add_row(
+            row["file"],
+            size(row["size_bytes"]),
+            "\n".join(map(_tensor, row["inputs"])) or NONE,
+            "\n".join(map(_tensor, row["outputs"])) or NONE,
+            "\n".join(found["accelerator"] for found in row["accelerators"]) or NONE,
+            "\n".join(kept) or NONE,
+            NONE if row["labels"] is None else str(row["labels"]),
+            {None: NONE, True: "yes", False: "none"}[row["metadata"]],
+        )
+    console.print(table)
+    for row in rows:
+        for found in row["accelerators"]:
+            if found["note"]:
+                console.print(Text.assemble((f"{row['file']}, {found['accelerator']}: ", "bold"), found["note"]))
+            if found["leaving"]:
+                left = _table(
+                    "operator", "times", "why", "layers", title=f"{row['file']}: {found['accelerator']} leaves out"
+                )
+                for entry in found["leaving"]:
+                    layers = ", ".join(entry["layers"]) + (" ..." if entry["times"] > len(entry["layers"]) else "")
+                    left.add_row(entry["operator"], str(entry["times"]), entry["reason"], layers)
+                console.print(left)
+            if (found["parts"] or 1) > 1:
+                console.print(
+                    f"{row['file']}: it divides into {found['parts']} parts, and by default the delegate takes the "
+                    "largest alone"
+                )
+        if row["passport"] is not None:
+            built = row["passport"]
+            console.print(f"{row['file']}: built by {built['library']} {built['version']} for {built['built_for']}")
+
+
+def _tensor(spec: Mapping[str, Any]) -> str:
+    shape = "×".join("any" if axis in spec["free"] else str(length) for axis, length in enumerate(spec["shape"]))
+    return f"{spec['name']} {spec['dtype']} {shape}{' ' + spec['layout'] if spec['layout'] else ''}"
 
 
 def rewrites_in_words(row: Mapping[str, Any]) -> str | None:

@@ -216,6 +216,10 @@ class Data(Task):
         return self._prepared.classes
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.classes
+
+    @property
     def num_classes(self) -> int:
         """How many numbers a plain answer has: one a class, or one a number of the label."""
         label = self._prepared.arrays["train"][self.label_array] if self.label_array else None
