@@ -199,6 +199,20 @@ def test_tflite_files_are_measured(device):
 
 
 @with_litert
+def test_a_file_is_opened_from_python(device):
+    program = (
+        "import edgedl, numpy; session = edgedl.open('model.int8.tflite')\n"
+        "answers = session.run({'image': numpy.zeros((1, 1, 28, 28), numpy.float32)})\n"
+        "print(numpy.__version__, *answers['logits'].shape)"
+    )
+    done = device._run(str(device.python), "-I", "-c", program)
+    assert done.returncode == 0, done.stderr
+    version, *shape = done.stdout.split()
+    assert shape == ["1", "10"]
+    assert version.startswith("1.26." if device.imports("tflite_runtime") else "2.")
+
+
+@with_litert
 def test_tflite_files_are_inspected_where_their_schema_is(device):
     if device.imports("ai_edge_litert"):
         (row,) = device.json("inspect", "model.int8.tflite")

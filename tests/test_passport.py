@@ -15,9 +15,10 @@ import pytest
 import tensorrt_rtx
 
 from edgedl import engine, gpu, passport
-from edgedl.core import ModelFileError, TensorSpec
+from edgedl.core import MissingPackage, ModelFileError, TensorSpec
 from edgedl.gpu import Gpu
 from edgedl.passport import Passport
+from edgedl.targets.tensorrt import TensorRT
 from edgedl.targets.tensorrt_rtx import TensorRTRTX
 from tests.test_engine import write_onnx
 
@@ -184,6 +185,13 @@ def test_times_are_of_a_version_a_gpu_and_a_power_mode(monkeypatch: pytest.Monke
     assert len(found) == 2 * len(modes)
     assert {file.parent for file in found} == {tmp_path / "edgedl" / "timing"}
     assert "tensorrt-10.3.0-Orin-16-MAXN.cache" in {file.name for file in found}
+
+
+def test_a_tensorrt_without_its_libraries_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackage, match=r"tensorrt cannot be loaded: libnvinfer\.so\.10: cannot open"):
+        TensorRT().open(tmp_path / "model.engine")
 
 
 class Cuda:

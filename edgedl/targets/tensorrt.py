@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PositiveInt
 
-from edgedl.core import Artifact, Model, Target, TargetError, Task
+from edgedl.core import Artifact, MissingPackage, Model, Target, TargetError, Task
 from edgedl.engine import EngineSession, Range, build_engine, describe, timing_cache, write_engine
 from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
@@ -89,8 +89,10 @@ class TensorRT(Target):
 
     def open(self, file: Path) -> EngineSession:
         """Raises `ModelFileError` for what is no engine of this TensorRT and GPU, `TargetError` without a GPU."""
-        import tensorrt
-
+        try:
+            import tensorrt
+        except ImportError as error:  # its package is there, but not NVIDIA's libraries
+            raise MissingPackage(f"tensorrt cannot be loaded: {error}; install TensorRT of the same release") from error
         return EngineSession(tensorrt, file, cuda_graph=self.cuda_graph, spin_wait=self.spin_wait)
 
 
