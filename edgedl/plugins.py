@@ -29,6 +29,7 @@ PACKAGES = {
     "ai_edge_litert": "ai-edge-litert",
     "litert_torch": "litert-torch",
     "tensorrt_rtx": "tensorrt-rtx",
+    "torch_tensorrt": "torch-tensorrt",
     "cuda.bindings": "cuda-python",
 }
 
