@@ -234,14 +234,14 @@ def test_a_network_of_ones_own_on_the_command_line(tmp_path):
     np.savez(tmp_path / "data.npz", signal=x, label=y)
     done = run_in(
         tmp_path, "compress", "--model", "my_model:build", "--data", "data.npz", "--epochs", "3", "--fp16",
-        "--target", "onnxruntime", "--target", "tflite",
+        "--target", "tensorrt-rtx", "--target", "onnxruntime",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "importing my_model" in done.stderr
-    assert "tflite: ship" in done.stdout
+    assert "onnxruntime: ship" in done.stdout
     (text,) = (tmp_path / "runs/my_model").glob("*/recipe.toml")
     read = recipe.load(str(text))
-    assert [target.use for target in read.targets] == ["onnxruntime", "tflite"]
+    assert [target.use for target in read.targets] == ["tensorrt-rtx", "onnxruntime"]
     assert [step.use for step in read.steps] == ["train", "quantize"]
     again = run_in(tmp_path, "compress", "--recipe", str(text.relative_to(tmp_path)))
     assert again.returncode == 0, again.stderr

@@ -216,7 +216,7 @@ def networks(draw) -> nn.Sequential:
 
 
 @given(net=networks(), use=st.sampled_from(["tflite", "onnxruntime"]))
-@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_random_networks_bit_for_bit(net, use, tmp_path_factory):
     climb = deployed(net, Noise(shape=IMAGE), target_of(use), tmp_path_factory.mktemp("net"))
     assert_repeats(climb)

@@ -63,7 +63,7 @@ def sentences(file: Path, num: int = 60) -> str:
 
 
 def test_a_translator_of_a_file_comes_out_as_two_files_that_decode_alike(tmp_path):
-    task = Translation(file=sentences(tmp_path / "fra.txt"), length=6)
+    task = Translation(file=sentences(tmp_path / "fra.txt", 30), length=5)
     report = tiny("seq2seq-int8", task, tmp_path, ("tflite", "tensorrt-rtx"), 10, embedding=8, hidden=16)
     check(report, ("encoder", "decoder"), "words/s")
 
