@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import tensorrt_rtx
 
-from edgedl import engine, gpu, passport
+from edgedl import engine, gpu, passport, plugins
 from edgedl.core import MissingPackage, ModelFileError, TensorSpec
 from edgedl.gpu import Gpu
 from edgedl.passport import Passport
+from edgedl.report.terminal import engine_in_words
 from edgedl.targets.tensorrt import TensorRT
 from edgedl.targets.tensorrt_rtx import TensorRTRTX
+from edgedl.targets.tflite import TFLite
 from tests.test_engine import write_onnx
 
 ORIN = Gpu("Orin", "8.7", "12.6", 16)
@@ -192,6 +194,29 @@ def test_a_tensorrt_without_its_libraries_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingPackage, match=r"tensorrt cannot be loaded: libnvinfer\.so\.10: cannot open"):
         TensorRT().open(tmp_path / "model.engine")
+
+
+def test_an_engine_of_a_run_is_run_as_its_recipe_says(tmp_path: Path) -> None:
+    file = tmp_path / "model.engine"
+    assert plugins._opened_with(file, TensorRT) == {}
+    told = {"target": TensorRT(cuda_graph=True, spin_wait=False).model_dump()}
+    (tmp_path / "artifact.json").write_text(json.dumps(told))
+    assert plugins._opened_with(file, TensorRT) == {"cuda_graph": True, "spin_wait": False}
+    assert plugins._opened_with(file, TFLite) == {}
+    (tmp_path / "artifact.json").write_text("[]")
+    assert plugins._opened_with(file, TensorRT) == {}
+
+
+def test_how_an_engine_was_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "power_mode", lambda: "15W")
+    made = passport_of(ORIN, power_mode="MAXN")
+    row = {"engine": engine._settings(made, cuda_graph=True, spin_wait=False)}
+    assert row["engine"]["passport"]["gpu"] == "Orin"
+    assert engine_in_words(row) == (
+        "run as one CUDA graph, waiting asleep, with the copies from and to the host in the time; power mode 15W; its "
+        "kernels were chosen in power mode MAXN, and it runs in 15W: build it again for it"
+    )
+    assert engine_in_words({"engine": None}) is engine_in_words({}) is None
 
 
 class Cuda:

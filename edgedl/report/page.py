@@ -18,6 +18,7 @@ from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
     accelerators_in_words,
     device_agreement,
+    engine_in_words,
     figure,
     figure_changes,
     float_ops_in_words,
@@ -187,6 +188,7 @@ def filled(
         "float_ops": float_ops_in_words,
         "rewrites": rewrites_in_words,
         "accelerators": accelerators_in_words,
+        "engine": engine_in_words,
         "largest": largest,
     }
     return environment.get_template(template).render(

@@ -75,7 +75,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     for row in report["rows"]:
         if row.get("graphs"):
             console.print(f"{row['target']}, {row['variant']}: {graphs_in_words(row)}")
-    for in_words in (float_ops_in_words, rewrites_in_words, accelerators_in_words):
+    for in_words in (float_ops_in_words, rewrites_in_words, accelerators_in_words, engine_in_words):
         for row in {row["target"]: row for row in report["rows"] if in_words(row)}.values():  # the best such file
             console.print(f"{row['target']}, {row['variant']}: {in_words(row)}")
     if said := sparsity_in_words(report):
@@ -192,6 +192,8 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             low, high = row["speedup"]["ci95"]
             words = f"{row['speedup']['verdict']}: {row['speedup']['median']:.2f}x ({low:.2f} to {high:.2f})"
             console.print(f"{row['file']} against {row['vs']}: {words}")
+        if said := engine_in_words(row):
+            console.print(f"{row['file']}: {said}")
         if row["operators"]:
             print_operators(row["file"], row["operators"])
 
@@ -393,6 +395,18 @@ def accelerators_in_words(row: Mapping[str, Any]) -> str | None:
             f"without {_leaving_in_words(found['leaving'])}"
         )
     return "; ".join(said) or None
+
+
+def engine_in_words(row: Mapping[str, Any]) -> str | None:
+    """How an NVIDIA engine was run; None of other files, and of engines that were not."""
+    engine = row.get("engine")  # which older runs lack
+    if not engine:
+        return None
+    launched = "as one CUDA graph" if engine["cuda_graph"] else "kernel by kernel"
+    waits = {True: ", waiting without pause", False: ", waiting asleep", None: ""}[engine["spin_wait"]]
+    mode = f"; power mode {engine['power_mode']}" if engine["power_mode"] else ""
+    warning = f"; {engine['warning']}" if engine["warning"] else ""
+    return f"run {launched}{waits}, with the copies from and to the host in the time{mode}{warning}"
 
 
 def _leaving_in_words(leaving: Sequence[Mapping[str, Any]]) -> str:
