@@ -1,14 +1,22 @@
-"""Devices that files are measured on: a module a kind, whose `connect` opens one. No framework, no shell."""
+"""Devices that files are measured on: a module a kind, whose `connect` opens one. No framework, no shell.
+
+A person's own have names in `devices.toml`: a table each, with its address and what else `connect` of its kind takes.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import os
 import pkgutil
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 
 from edgedl.sessions import UsageError
 
@@ -41,17 +49,66 @@ def names() -> list[str]:
     return [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
 
 
+def configuration() -> Path:
+    """Where devices are named, whether or not there is such a file."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "edgedl" / "devices.toml"
+
+
+def configured() -> dict[str, dict[str, str]]:
+    """The devices of the configuration file by name: of each its table, with at least an `address`.
+
+    Raises `UsageError` for a file that is wrong, naming the table.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    file = configuration()
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from error
+    for name, table in tables.items():
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None or name in names():
+            raise UsageError(
+                f"{file}: [{name}]: a device needs a name of letters, digits, -, _ and ., other than a kind's"
+            )
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            raise UsageError(f"{file}: [{name}]: a device is a table of texts")
+        if "address" not in table:
+            raise UsageError(f'{file}: [{name}]: it has no address, such as "ssh://user@host"')
+        kind = _kind(table["address"], f"{file}: [{name}]: address")
+        known = [*inspect.signature(kind.connect).parameters][1:]
+        if unknown := sorted(table.keys() - {"address", *known}):
+            raise UsageError(f"{file}: [{name}]: no key {unknown[0]}; there are: {', '.join(('address', *known))}")
+    return tables
+
+
 def connect(where: str) -> AbstractContextManager[Device]:
-    """The device of `--on`: "local", "qemu-aarch64", or a kind and behind "://" which one. Raises `UsageError`."""
-    kind, separator, which = where.partition("://")
-    check(where)
-    module = importlib.import_module(f"edgedl.devices.{kind.replace('-', '_')}")
-    connected: AbstractContextManager[Device] = module.connect(which if separator else None)
+    """The device of `--on`: a name in the configuration file, a kind, or a kind and behind "://" which one.
+
+    An address that the file has takes the rest of its table, too. Raises `UsageError`.
+    """
+    tables = configured()
+    table = tables.get(where) or next((found for found in tables.values() if found["address"] == where), {})
+    address = table.get("address", where)
+    _, separator, which = address.partition("://")
+    settings = {key: value for key, value in table.items() if key != "address"}
+    connected: AbstractContextManager[Device] = _kind(address).connect(which if separator else None, **settings)
     return connected
 
 
 def check(where: str) -> None:
-    """Raises `UsageError` if there is no such kind of device."""
-    kind = where.partition("://")[0]
+    """Raises `UsageError` if there is no such device in the configuration file, nor such a kind."""
+    if where not in configured():
+        _kind(where)
+
+
+def _kind(address: str, source: str = "--on") -> ModuleType:
+    kind = address.partition("://")[0]
     if kind not in names():
-        raise UsageError(f"no kind of device {kind!r} in --on {where!r}; there are: {', '.join(names())}")
+        known = ", ".join([*names(), *(configured() if source == "--on" else ())])
+        raise UsageError(f"no kind of device {kind!r} in {source} {address!r}; there are: {known}")
+    return importlib.import_module(f"edgedl.devices.{kind.replace('-', '_')}")
