@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 
 from edgedl.sessions import (  # noqa: F401 - all nouns can be had here
+    BATCH,
     SIZES,
     Activation,
     Batch,

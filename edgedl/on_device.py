@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from edgedl import __version__, devices, files, gate, ladder, measure, plugins, progress, recipe, runner, stats
-from edgedl.core import Batch, Bench, Session, TargetError, Task, UsageError
+from edgedl.core import BATCH, Batch, Bench, Session, TargetError, Task, UsageError
 from edgedl.devices import Device
 from edgedl.ladder import Agreement
 from edgedl.measure import Scored
@@ -30,9 +30,11 @@ from edgedl.run import DEVICES_SCHEMA, read_report
 MODULES = (
     *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
     *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine", "passport", "gpu"),
+    *("engine_there", "jetson"),
 )
 """What the runner imports."""
 RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"
+NO_TENSORRT = "there is no TensorRT for the Python there, to build engines with"
 MAX_SAID = 500
 """Characters that are kept of a device's word."""
 
@@ -47,6 +49,28 @@ Time: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Block: TypeAlias = Annotated[list[Time], Field(min_length=1)]
 
 
+class Built(BaseModel, strict=True):
+    """An engine that the device made of a file."""
+
+    by: Said
+    built_for: Said | None
+    power_mode: Said | None
+    seconds: Time
+    size_bytes: NonNegativeInt
+
+
+class Power(BaseModel, strict=True):
+    """What a device drew while a file ran so many times without a pause, and how warm it got."""
+
+    runs: PositiveInt
+    seconds: Time
+    samples: PositiveInt
+    rails_mw: dict[Said, FiniteFloat]
+    total_mw: FiniteFloat | None
+    temperature_c: dict[Said, FiniteFloat]
+    clocks_mhz: dict[Said, FiniteFloat]
+
+
 class Found(BaseModel, strict=True):
     """What a device found of a file: an `error`, or the rest."""
 
@@ -57,6 +81,8 @@ class Found(BaseModel, strict=True):
     blocks_ms: Annotated[list[Block], Field(min_length=1)] | None = None
     not_timed: Said | None = None
     """Why there are no latencies, where they were asked for."""
+    built: Built | None = None
+    power: Power | None = None
 
 
 class Result(BaseModel, strict=True):
@@ -127,7 +153,10 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
         raise UsageError(f"{folder}: nothing to run on another device: {'; '.join(reasons)}")
     pace = Bench(min_seconds=seconds)
     with devices.connect(where) as device, tempfile.TemporaryDirectory() as work:
-        sent = _answered_here(folder, rows, task, Path(work))
+        rows = [row for row in rows if _left_out(row, device) is None]
+        if not rows:
+            raise UsageError(f"{folder}: nothing to run on {device.name}: {NO_TENSORRT}")
+        sent = _answered_here(folder, rows, task, report, Path(work))
         job = {
             "schema": runner.SCHEMA,
             "files": [entry.job for entry in sent],
@@ -152,7 +181,7 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
         "left_out": [
             {"variant": row["variant"], "target": row["target"], "reason": reason}
             for row in report["rows"]
-            if (reason := _left_out(row))
+            if (reason := _left_out(row, device))
         ],
         "warnings": _warnings(device, made),
     }
@@ -172,7 +201,23 @@ def make_runner(file: Path) -> None:
         zipapp.create_archive(folder, file, main="edgedl.runner:main", compressed=True)
 
 
-def _answered_here(folder: Path, rows: Sequence[Mapping[str, Any]], task: Task, work: Path) -> list[Sent]:
+def building(folder: Path, row: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How an engine is built of a row's ONNX file (see `engine.build_engine`), and run: as the target would."""
+    target = json.loads((folder / row["file"]).with_name("artifact.json").read_text(encoding="utf-8"))["target"]
+    most, usual = target.get("max_batch"), report["recipe"]["bench"]["batch_size"]
+    sizes = {BATCH: [1, usual, most]} if most else {}
+    run = {"cuda_graph": target.get("cuda_graph", False), "spin_wait": target.get("spin_wait", True)}
+    return {"sparse": report["parameters"][row["variant"]].get("zeros", 0) > 0, "sizes": sizes}, run
+
+
+def _is_source(row: Mapping[str, Any]) -> bool:
+    """Whether a row's file is the ONNX file of an engine that could not be built here."""
+    return bool(row["target"] == "tensorrt" and row["file"].endswith(".onnx"))
+
+
+def _answered_here(
+    folder: Path, rows: Sequence[Mapping[str, Any]], task: Task, report: Mapping[str, Any], work: Path
+) -> list[Sent]:
     """Every file over the test split on this machine, with its calls in `work`. Raises `UsageError`, `TargetError`.
 
     On the device, files have names of ours: those of the run, whatever they hold, stay here.
@@ -184,11 +229,18 @@ def _answered_here(folder: Path, rows: Sequence[Mapping[str, Any]], task: Task, 
             if not file.is_file() or files.sha256(file) != row["sha256"]:
                 raise UsageError(f"{file}: not the file that {folder / 'report.json'} tells of; compress again")
             threads = (row["latency_ms"] or {}).get("threads") or 1
-            session = plugins.target_for(file, threads, row["target"]).open(file)
+            target = plugins.stand_in() if _is_source(row) else plugins.target_for(file, threads, row["target"])
+            session = target.open(file)
             recorded = Recorded(session)
             scored = measure.evaluate(recorded, task, "test")
             session.close()
+            builds, settings = None, None
+            if row["target"] == "tensorrt":
+                file = file.with_name("model.onnx")
+                builds, settings = building(folder, row, report)
             job = {
+                "builds": builds,
+                "settings": settings,
                 "file": f"{index}.model",
                 "opens": row["target"],
                 "threads": threads,
@@ -266,6 +318,10 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
         "peak_memory_bytes": found.peak_memory_bytes if device.timed else None,
         "latency_ms": None,
         "speedup": None,
+        "engine": entry.job["settings"] and entry.job["settings"] | {"transfers": True},
+        "built": found.built and found.built.model_dump(),
+        "power": found.power and found.power.model_dump(),
+        "energy_mj": _energy_mj(found.power),
     }
     if found.error is not None:
         return row
@@ -288,6 +344,11 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
         "score": scored.score if scored and np.isfinite(scored.score) else None,
         "agreement": vars(agreement),
     }
+
+
+def _energy_mj(power: Power | None) -> float | None:
+    """Millijoules for one run, what the module draws at rest included."""
+    return None if power is None or power.total_mw is None else power.total_mw * power.seconds / power.runs
 
 
 def _answers(entry: Sent, work: Path) -> dict[str, np.ndarray]:
@@ -366,10 +427,12 @@ def _warnings(device: Device, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*said, *device.notes]
 
 
-def _left_out(row: Mapping[str, Any]) -> str | None:
-    """Why a row's file is not sent; None if it is."""
+def _left_out(row: Mapping[str, Any], device: Device | None = None) -> str | None:
+    """Why a row's file is not sent, to any device or to this one; None if it is."""
+    if row["target"] == "tensorrt" and device is not None and not device.builds_engines:
+        return NO_TENSORRT
     if row["file"] is None:
         return "there is no file"
     if row["target"] not in runner.OPENERS:
-        return f"only files of {' and '.join(runner.OPENERS)} can be run on other devices"
+        return f"only files of {', '.join(runner.OPENERS)} can be run on other devices"
     return "networks of several graphs cannot be run on other devices" if row.get("graphs") else None

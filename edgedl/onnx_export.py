@@ -18,7 +18,7 @@ import torch
 from torch.onnx import OnnxExporterError
 from torch.utils._pytree import tree_map
 
-from edgedl.core import SIZES, TargetError, Task
+from edgedl.core import BATCH, SIZES, TargetError, Task
 from edgedl.origin import Origin, origin
 
 OPSET = 18
@@ -27,8 +27,6 @@ HALVES = "SlicesSplit"
 LAYER_NOTE = "pkg.torch.onnx.name_scopes"
 NEXT_TO_ZERO = -(2.0**-126)
 """Which half precision makes -0 of: neither is the zero that optimizers look for."""
-BATCH = "batch"
-"""What a file calls a first dimension that may have any size."""
 FIXED_BATCH = (
     "max_batch: {} samples; reshape with x.shape[0] or -1 in the network, not with a number, or leave max_batch out"
 )

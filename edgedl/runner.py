@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgedl import measure
+from edgedl import jetson, measure
 from edgedl.devices import local
 from edgedl.sessions import Batch, EdgedlError, Session
 
@@ -29,7 +30,10 @@ OPENERS = {
     # what the job calls it -> what opens it, and the libraries of which the first that is there runs it
     "tflite": ("edgedl.litert:LiteRTSession", ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")),
     "onnxruntime": ("edgedl.onnx_session:OnnxRuntimeSession", ("onnxruntime",)),
+    "tensorrt": ("edgedl.engine_there:open_engine", ("tensorrt",)),
 }
+MIN_POWER_SECONDS = 2.0
+"""How long a file runs at least to see what it draws: sensors are slow."""
 MAX_LINES = 3
 """Of what a process said before it died, the last."""
 
@@ -46,15 +50,27 @@ def main() -> None:
     job = json.loads(Path("job.json").read_text(encoding="utf-8"))
     if job["schema"] != SCHEMA:
         sys.exit(f"the job is of schema {job['schema']}, this runner of {SCHEMA}")
-    found = {entry["file"]: in_child(partial(answer, entry)) for entry in job["files"]}
+    found = {entry["file"]: _answered(entry) for entry in job["files"]}
     for target in dict.fromkeys(entry["opens"] for entry in job["files"]) if job["pace"] else ():
         sound = [entry for entry in job["files"] if entry["opens"] == target and not found[entry["file"]]["error"]]
         timed = in_child(partial(measured, sound, Pace(**job["pace"])))
         for name in (entry["file"] for entry in sound):
             found[name] |= {"blocks_ms": timed.get(name), "not_timed": timed["error"]}
-    content = {"schema": SCHEMA, "device": local.describe(), "files": found}
+        for entry in sound if jetson.TEGRASTATS else ():
+            found[entry["file"]]["power"] = in_child(partial(powered, entry, Pace(**job["pace"]))).get("power")
+    content = {"schema": SCHEMA, "device": local.describe() | jetson.describe(), "files": found}
     Path("result.json.partial").write_text(json.dumps(content), encoding="utf-8")
     Path("result.json.partial").replace("result.json")
+
+
+def _answered(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What is found of a file, after it was built where that is to be done here; each in a process of its own."""
+    if not entry.get("builds"):
+        return in_child(partial(answer, entry))
+    from edgedl import engine_there
+
+    built = in_child(lambda: {"built": engine_there.build(entry)})
+    return built if built["error"] else built | in_child(partial(answer, entry))
 
 
 def answer(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +86,19 @@ def measured(entries: Sequence[Mapping[str, Any]], pace: Pace) -> dict[str, Any]
     """Latencies in ms by file, in blocks that were measured in turn."""
     runs = {entry["file"]: (_open(entry), next(_calls(entry))) for entry in entries}
     return {name: [list(block) for block in blocks] for name, blocks in measure.interleave(runs, pace).items()}
+
+
+def powered(entry: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
+    """What is drawn and how warm it gets while a file runs without a pause; how often it ran, and for how long."""
+    session, batch = _open(entry), next(_calls(entry))
+    measure.warm_up(session, batch)
+    num_runs, start = 0, time.perf_counter()
+    with jetson.watched() as samples:
+        while (seconds := time.perf_counter() - start) < max(pace.min_seconds, MIN_POWER_SECONDS):
+            session.run(batch)
+            num_runs += 1
+    summary = jetson.summarize(samples)
+    return {"power": summary and summary | {"runs": num_runs, "seconds": seconds}}
 
 
 def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -127,7 +156,8 @@ def _import_runtime(opens: str) -> None:
 
 def _open(entry: Mapping[str, Any]) -> Session:
     module, _, name = OPENERS[entry["opens"]][0].partition(":")
-    session: Session = getattr(importlib.import_module(module), name)(Path(entry["file"]), entry["threads"])
+    opener = getattr(importlib.import_module(module), name)
+    session: Session = opener(Path(entry["file"]), entry["threads"], **(entry.get("settings") or {}))
     return session
 
 

@@ -21,6 +21,8 @@ import numpy as np
 Batch: TypeAlias = Mapping[str, np.ndarray]
 """Named arrays, each (N, ...): a task's inputs and labels, or a session's inputs or outputs."""
 
+BATCH = "batch"
+"""What the dimension is called in an ONNX file that may have any number of samples."""
 SIZES = "edgedl.sizes"
 """Under which an ONNX file notes at which sizes its named dimensions are to be measured, as JSON."""
 

@@ -48,7 +48,7 @@ def test_a_name_stands_for_its_table_and_so_does_its_address(file, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("here = [", r"devices\.toml: cannot be read: .*line 1"),
+        ("here = ]\n", r"devices\.toml: cannot be read: .*line 1"),
         ("[here]\n", r"\[here\]: it has no address"),
         ('[here]\naddress = "toaster"\n', r"no kind of device 'toaster' in .*\[here\]: address 'toaster'"),
         ('[local]\naddress = "local"\n', r"\[local\]: a device needs a name"),

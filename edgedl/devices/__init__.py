@@ -17,8 +17,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
+from typing import NamedTuple
 
 from edgedl.sessions import UsageError
+
+
+class Left(NamedTuple):
+    """What was left on a device."""
+
+    folder: str
+    """Where it lies, as the device says it."""
+    command: str
+    """What to type here to run the example in it."""
 
 
 class Device(ABC):
@@ -31,6 +41,12 @@ class Device(ABC):
     notes: Sequence[str] = ()
     """What a reader of its rows has to know."""
 
+    runs_python: bool = True
+    """Whether `run` does anything."""
+    builds_engines: bool = False
+    """Whether the Python there has TensorRT."""
+    is_phone: bool = False
+
     @abstractmethod
     def push(self, files: Mapping[str, Path]) -> None:
         """Puts files into the device's folder under the given names, which are plain. Raises `TargetError`."""
@@ -42,6 +58,14 @@ class Device(ABC):
     @abstractmethod
     def pull(self, names: Sequence[str], folder: Path) -> None:
         """Fetches files from the device's folder; those that are not there are left out. Raises `TargetError`."""
+
+    def leave(self, files: Mapping[str, Path], name: str, to: str | None) -> Left:
+        """Puts files, whose names are plain, into a folder that stays: `to`, or one of the device's own called `name`.
+
+        A folder of files that were left earlier is replaced in one go. Raises `UsageError` where nothing can stay, and
+        `TargetError`.
+        """
+        raise UsageError(f"nothing can be left on {self.name}")
 
 
 def names() -> list[str]:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -58,7 +59,9 @@ def connect(which: str | None) -> Iterator[Device]:
     if which is not None:
         raise UsageError(f"--on local takes no {which!r}: there is only one")
     with tempfile.TemporaryDirectory() as folder:
-        yield Local(Path(folder))
+        device = Local(Path(folder))
+        device.builds_engines = find_spec("tensorrt") is not None
+        yield device
 
 
 def describe() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PositiveInt
 
-from edgedl.core import Artifact, MissingPackage, Model, Target, TargetError, Task
+from edgedl.core import BATCH, Artifact, MissingPackage, Model, Target, TargetError, Task
 from edgedl.engine import EngineSession, Range, build_engine, describe, timing_cache, write_engine
 from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
@@ -47,7 +47,7 @@ class TensorRT(Target):
         import onnx
 
         from edgedl import onnx_forms
-        from edgedl.onnx_export import BATCH, export_onnx, naming_operators
+        from edgedl.onnx_export import export_onnx, naming_operators
 
         file, graph = folder / "model.onnx", self.graph(model)
         export_onnx(graph, task, file, batch_size, any_batch=self.max_batch is not None)

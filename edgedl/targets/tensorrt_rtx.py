@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from edgedl.core import Artifact, Model, Target, Task
+from edgedl.core import BATCH, Artifact, Model, Target, Task
 from edgedl.engine import EngineSession, Range, describe, write_engine
 from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
@@ -46,7 +46,7 @@ class TensorRTRTX(Target):
         import tensorrt_rtx
 
         from edgedl import onnx_forms
-        from edgedl.onnx_export import BATCH, export_onnx, naming_operators
+        from edgedl.onnx_export import export_onnx, naming_operators
 
         source, engine, graph = folder / "model.onnx", folder / "model.rtx", self.graph(model)
         export_onnx(graph, task, source, batch_size, any_batch=self.max_batch is not None)

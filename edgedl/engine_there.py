@@ -1,0 +1,54 @@
+"""TensorRT engines on the device that runs them: built there from the ONNX file that was sent, and opened."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgedl.engine import EngineSession, Range, describe, write_engine
+from edgedl.sessions import TargetError
+
+TIMINGS = "timing.cache"
+"""What one build has learned of kernels, for the next one in this folder."""
+
+
+def build(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the engine and its passport beside the file of a job's entry, and says by what and for what it is."""
+    trt, file = _tensorrt(), Path(entry["file"])
+    sizes = {name: Range(*found) for name, found in entry["builds"]["sizes"].items()}
+    start = time.perf_counter()
+    made = write_engine(
+        trt, file, engine_of(file), sparse=entry["builds"]["sparse"], sizes=sizes, timing_cache=Path(TIMINGS)
+    )
+    seconds = time.perf_counter() - start
+    known = made.gpu is not None or made.compute_capabilities is not None
+    return {
+        "by": describe(trt),
+        "built_for": f"{made.built_for}, {describe(trt)}" if known else None,
+        "power_mode": made.power_mode,
+        "seconds": seconds,
+        "size_bytes": engine_of(file).stat().st_size,
+    }
+
+
+def open_engine(file: Path, threads: int, cuda_graph: bool, spin_wait: bool) -> EngineSession:
+    """The engine that was built of this file; a GPU has no threads."""
+    return EngineSession(_tensorrt(), engine_of(file), cuda_graph=cuda_graph, spin_wait=spin_wait)
+
+
+def engine_of(file: Path) -> Path:
+    """Where the engine of a file lies."""
+    return file.with_suffix(".engine")
+
+
+def _tensorrt() -> ModuleType:
+    try:
+        return importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise TargetError(
+            f"there is no TensorRT for this Python: {error}; on a Jetson it comes with JetPack"
+        ) from error

@@ -1,0 +1,125 @@
+"""What a Jetson says of itself: power mode and clocks, and by NVIDIA's `tegrastats` what it draws and how warm it is.
+
+Written from NVIDIA's documentation of these programs' output, of JetPack 4 to 6; on other machines there is nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgedl import gpu
+
+TEGRASTATS = shutil.which("tegrastats")
+INTERVAL_MS = 100
+RAIL = re.compile(r"(?<!\S)([A-Z][A-Z0-9_]*) (\d+)(?:mW)?/\d+(?:mW)?(?!\S)")
+"""`VDD_IN 4900mW/4850mW`, now and on average; without the unit before JetPack 5. Memory has a unit of its own."""
+TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z][A-Za-z0-9_]*)@(-?\d+(?:\.\d+)?)C(?!\S)")
+CPU = re.compile(r"(?<!\S)CPU \[([^\]]*)\]")
+CLOCK = re.compile(r"(?<!\S)(EMC|GR3D)_FREQ \d+%@\[?(\d+)")
+"""Of memory and GPU in MHz; GPUs of several clusters have several, as in `GR3D_FREQ 99%@[1300,1300]`."""
+GPU = re.compile(r"gpu|ga10b|gv11b|gp10b")
+"""What the GPU is called among the things whose clock changes."""
+OFF_C = -200.0
+"""A sensor of what is switched off says -256."""
+TOTALS = (("VDD_IN",), ("POM_5V_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
+"""The rails whose sum is what the module draws: of Orin NX and Nano and Xavier NX, of Nano, and of AGX Orin."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A line of `tegrastats`."""
+
+    rails_mw: Mapping[str, float]
+    temperatures_c: Mapping[str, float]
+    clocks_mhz: Mapping[str, float]
+    """`cpu` is that of the fastest core."""
+
+
+def parse(line: str) -> Sample | None:
+    """A line of `tegrastats`, of any module; None for what is none."""
+    if not re.search(r"(?<!\S)RAM \d+/\d+MB", line):
+        return None
+    cores = re.findall(r"\d+%@(\d+)", cpu[1]) if (cpu := CPU.search(line)) else []
+    clocks = {name.lower().replace("gr3d", "gpu"): float(mhz) for name, mhz in CLOCK.findall(line)}
+    return Sample(
+        {name: float(mw) for name, mw in RAIL.findall(line) if name != "NC"},  # not connected
+        {name.lower(): float(value) for name, value in TEMPERATURE.findall(line) if float(value) > OFF_C},
+        clocks | ({"cpu": max(map(float, cores))} if cores else {}),
+    )
+
+
+def summarize(samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """Means of rails and clocks, and the highest temperatures; `total_mw` is None where no rail is the module's."""
+    if not samples:
+        return None
+    rails = _means([sample.rails_mw for sample in samples])
+    total = next((names for names in TOTALS if rails.keys() >= set(names)), ())
+    temperatures = [sample.temperatures_c for sample in samples]
+    return {
+        "samples": len(samples),
+        "rails_mw": rails,
+        "total_mw": sum(rails[name] for name in total) if total else None,
+        "temperature_c": {name: max(found.get(name, OFF_C) for found in temperatures) for name in temperatures[0]},
+        "clocks_mhz": _means([sample.clocks_mhz for sample in samples]),
+    }
+
+
+@contextmanager
+def watched() -> Iterator[list[Sample]]:
+    """Lets `tegrastats` watch while the block runs; the list is filled when it ends, and empty on other machines."""
+    samples: list[Sample] = []
+    if TEGRASTATS is None:
+        yield samples
+        return
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        command = [TEGRASTATS, "--interval", str(INTERVAL_MS)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.DEVNULL)
+        try:
+            yield samples
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+        said.seek(0)
+        whole = [line for line in said if line.endswith("\n")]
+    samples += [sample for line in whole if (sample := parse(line))]
+
+
+def clocks() -> dict[str, str]:
+    """CPU and GPU clocks now, and the most that they may have; equal where `jetson_clocks` has set them."""
+    places = [("cpu", Path("/sys/devices/system/cpu/cpu0/cpufreq"), "scaling_{}_freq", 1000)]
+    gpus = (folder for folder in Path("/sys/class/devfreq").glob("*") if GPU.search(folder.name))
+    places += [("gpu", folder, "{}_freq", 1_000_000) for folder in gpus]
+    found = {}
+    for name, folder, file, unit in places:
+        now, most = (_read(folder / file.format(which)) for which in ("cur", "max"))
+        if now is not None and most is not None:
+            found[name] = f"{now // unit} of {most // unit} MHz"
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """Power mode and clocks, for the description of a machine; nothing on what is no Jetson."""
+    return {"power_mode": gpu.power_mode(), "clocks": clocks()} if TEGRASTATS else {}
+
+
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each name in as many as have it."""
+    names = dict.fromkeys(name for values in found for name in values)
+    columns = {name: [values[name] for values in found if name in values] for name in names}
+    return {name: sum(values) / len(values) for name, values in columns.items()}
+
+
+def _read(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
