@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +35,15 @@ def build(entry: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "size_bytes": engine_of(file).stat().st_size,
     }
+
+
+def main() -> None:
+    """Does what `build.json` in this folder says, and writes `built.json`."""
+    try:
+        found = build(json.loads(Path("build.json").read_text(encoding="utf-8")))
+    except TargetError as error:
+        sys.exit(" ".join(str(error).split()))
+    Path("built.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def open_engine(file: Path, threads: int, cuda_graph: bool, spin_wait: bool) -> EngineSession:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -176,8 +176,17 @@ def pull(folder: Path, asked: dict[str, Any], link: Link) -> None:
 
 
 def leave(folder: Path, asked: dict[str, Any], link: Link) -> None:
-    """Copies files that are here into a folder that stays, in one go; one that is there already has to be an older."""
+    """Copies files that are here into a folder that stays."""
+    for name, sha256 in asked["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name, link) != sha256:
+            raise Refused(f"{folder / name} is not what was sent")
     to = Path.home() / Path(asked["to"]).expanduser()
+    put({name: folder / name for name in asked["files"]}, to)
+    link.answer({"folder": str(to)})
+
+
+def put(files: Mapping[str, Path], to: Path) -> None:
+    """Copies files into a folder, in one go; one that is there already has to be of such files, and is replaced."""
     if to.exists() and not (to / "SHA256SUMS").is_file():
         raise Refused(f"{to} is there already, and no folder of deployed files: choose another, or remove it")
     partial, old = to.with_name(f".{to.name}.partial"), to.with_name(f".{to.name}.old")
@@ -185,10 +194,8 @@ def leave(folder: Path, asked: dict[str, Any], link: Link) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        for name, sha256 in asked["files"].items():
-            shutil.copyfile(folder / name, partial / name)
-            if _sha256(partial / name, link) != sha256:
-                raise Refused(f"{partial / name} is not what was sent")
+        for name, file in files.items():
+            shutil.copyfile(file, partial / name)
         shutil.rmtree(old, ignore_errors=True)
         if to.exists():
             to.rename(old)
@@ -196,7 +203,6 @@ def leave(folder: Path, asked: dict[str, Any], link: Link) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    link.answer({"folder": str(to)})
 
 
 def end(folder: Path, asked: dict[str, Any], link: Link) -> None:

@@ -30,7 +30,7 @@ from edgedl.run import DEVICES_SCHEMA, read_report
 MODULES = (
     *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
     *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine", "passport", "gpu"),
-    *("engine_there", "jetson"),
+    *("engine_there", "jetson", "far_end"),
 )
 """What the runner imports."""
 RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"
@@ -186,8 +186,13 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
         "warnings": _warnings(device, made),
     }
     (folder / "devices").mkdir(exist_ok=True)
-    files.write_json(folder / "devices" / f"{re.sub(r'[^A-Za-z0-9.@-]+', '-', where)}.json", content)
+    files.write_json(results_file(folder, where), content)
     return content
+
+
+def results_file(folder: Path, where: str) -> Path:
+    """Where a run keeps what `bench` found on a device."""
+    return folder / "devices" / f"{re.sub(r'[^A-Za-z0-9.@-]+', '-', where)}.json"
 
 
 def make_runner(file: Path) -> None:
@@ -321,7 +326,6 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
         "engine": entry.job["settings"] and entry.job["settings"] | {"transfers": True},
         "built": found.built and found.built.model_dump(),
         "power": found.power and found.power.model_dump(),
-        "energy_mj": _energy_mj(found.power),
     }
     if found.error is not None:
         return row
@@ -344,11 +348,6 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
         "score": scored.score if scored and np.isfinite(scored.score) else None,
         "agreement": vars(agreement),
     }
-
-
-def _energy_mj(power: Power | None) -> float | None:
-    """Millijoules for one run, what the module draws at rest included."""
-    return None if power is None or power.total_mw is None else power.total_mw * power.seconds / power.runs
 
 
 def _answers(entry: Sent, work: Path) -> dict[str, np.ndarray]:

@@ -42,6 +42,7 @@ ALL_OPTIONS = {
         *("--help", "-h", "FILES", "--vs", "--recipe", "--target", "--threads", "--seconds", "--operators"),
         *("--on", "--out", "--json"),
     },
+    "deploy": {"--help", "-h", "RUN", "--on", "--target", "--variant", "--to", "--out", "--json"},
     "compare": {
         "--help", "-h", "RUNS", "--out", "--json", "--pick", "--target", "--device", "--format", "--html",
     },

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgedl.cli import analyze, bench, compare, compress, devices, doctor, init, inspect, recipes, reports
+from edgedl.cli import analyze, bench, compare, compress, deploy, devices, doctor, init, inspect, recipes, reports
 
 app = typer.Typer(
     help="Compress PyTorch models for small devices, and measure the very files that ship.",
@@ -27,6 +27,7 @@ app.command()(compress.compress)
 app.command()(init.init)
 app.command()(analyze.analyze)
 app.command()(bench.bench)
+app.command()(deploy.deploy)
 app.command()(compare.compare)
 app.command()(reports.report)
 app.command()(inspect.inspect)

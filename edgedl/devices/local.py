@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from edgedl.devices import Device
+from edgedl import far_end
+from edgedl.devices import Device, Left
 from edgedl.gpu import find_gpu
 from edgedl.sessions import UsageError
 
@@ -51,6 +53,18 @@ class Local(Device):
         for known_as in names:
             if (file := self.folder / known_as).is_file() and not file.is_symlink():
                 shutil.copyfile(file, folder / known_as)
+
+    def leave(self, files: Mapping[str, Path], name: str, to: str | None) -> Left:
+        """As `Device.leave`; where is for the person to say."""
+        if to is None:
+            raise UsageError("which folder? name it with --to")
+        folder = Path(to).expanduser().absolute()
+        try:
+            far_end.put(files, folder)
+        except far_end.Refused as error:
+            raise UsageError(str(error)) from error
+        settings = ["env", *(f"{key}={value}" for key, value in self.environment.items())] if self.environment else []
+        return Left(str(folder), shlex.join([*settings, *self.python, str(folder / "example.py")]))
 
 
 @contextmanager
