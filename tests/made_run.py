@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgedl import files, measure, recipe
+from edgedl import files, recipe
 from edgedl.plugins import stand_in
 from edgedl.run import SCHEMA
 
@@ -34,7 +34,7 @@ def make(folder: Path, *, max_batch: int | None = None) -> Path:
             file.parent.mkdir(parents=True)
             write_dense(file, seed, "batch" if max_batch and target == "tensorrt" else 1)
             (file.parent / "build.sh").write_text("#!/bin/sh\n")
-            rows.append(_row(file, folder, variant, target, loaded, max_batch if target == "tensorrt" else None))
+            rows.append(_row(file, folder, variant, target, max_batch if target == "tensorrt" else None))
     report = {
         "schema": SCHEMA,
         "edgedl": "0.1.0",
@@ -70,17 +70,15 @@ def write_dense(file: Path, seed: int = 0, batch: int | str = 1) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), file)
 
 
-def _row(
-    file: Path, folder: Path, variant: str, target: str, loaded: recipe.Recipe, max_batch: int | None
-) -> dict[str, Any]:
+def _row(file: Path, folder: Path, variant: str, target: str, max_batch: int | None) -> dict[str, Any]:
+    """As `report.json` has it, and the file's passport; nobody has scored it."""
     session = stand_in().open(file)
-    scored = measure.evaluate(session, loaded.task, "test")
     runs_here = target == "onnxruntime"
     row = {
         "variant": variant, "target": target, "precision": "fp32", "device": "here",
         "status": "ok" if runs_here else "built", "reason": None if runs_here else "tensorrt is not installed",
         "file": str(file.relative_to(folder)), "graphs": {}, "size_bytes": file.stat().st_size, "gzip_bytes": 1,
-        "sha256": files.sha256(file), "score": scored.score, "samples": scored.samples, "score_by": session.runtime,
+        "sha256": files.sha256(file), "score": 0.1, "samples": 360, "score_by": session.runtime,
         "latency_ms": {"median": 0.01, "threads": 1} if runs_here else None,
     }  # fmt: skip
     specs = {

@@ -386,7 +386,7 @@ def edgedl(*arguments: str, **environment: str) -> CompletedProcess[str]:
     ("where", "said"),
     [
         ("toaster", "no kind of device 'toaster' in --on 'toaster'; there are: local, qemu-aarch64"),
-        ("ssh://a b", "no kind of device 'ssh'"),
+        ("ssh://a b", "--on ssh://a b: no address of a machine"),
         ("../local", "no kind of device '../local'"),
         ("local://x", "--on local takes no 'x'"),
         ("qemu-aarch64", "`edgedl devices setup qemu-aarch64` makes it"),
