@@ -35,7 +35,7 @@ _TITLE = re.compile(r"^\W*={5,} (.+?) ={5,}\s*$")
 
 @dataclass(frozen=True)
 class Series:
-    """Times of runs that followed one another, in ms; percentiles only of releases that print them (since 2024)."""
+    """Times of runs that followed one another, in ms; percentiles only of releases that print them."""
 
     runs: int
     mean: float

@@ -13,16 +13,30 @@ import tempfile
 import zipapp
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
-from edgedl import __version__, devices, files, gate, ladder, measure, plugins, progress, recipe, runner, stats
+from edgedl import (
+    __version__,
+    benchmarked,
+    devices,
+    files,
+    gate,
+    ladder,
+    measure,
+    plugins,
+    progress,
+    recipe,
+    runner,
+    stats,
+)
+from edgedl.benchmarked import Benchmarked
 from edgedl.core import BATCH, Batch, Bench, Session, TargetError, Task, UsageError
-from edgedl.devices import Device
+from edgedl.devices import Device, plain
 from edgedl.ladder import Agreement
 from edgedl.measure import Scored
 from edgedl.run import DEVICES_SCHEMA, read_report
@@ -35,16 +49,8 @@ MODULES = (
 """What the runner imports."""
 RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"
 NO_TENSORRT = "there is no TensorRT for the Python there, to build engines with"
-MAX_SAID = 500
-"""Characters that are kept of a device's word."""
 
-
-def _plain(said: str) -> str:
-    """Without what could steer a terminal: a device is not to be trusted."""
-    return "".join(letter if letter.isprintable() else " " for letter in said[:MAX_SAID])
-
-
-Said: TypeAlias = Annotated[str, AfterValidator(_plain)]
+Said: TypeAlias = Annotated[str, AfterValidator(plain)]
 Time: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Block: TypeAlias = Annotated[list[Time], Field(min_length=1)]
 
@@ -83,6 +89,8 @@ class Found(BaseModel, strict=True):
     """Why there are no latencies, where they were asked for."""
     built: Built | None = None
     power: Power | None = None
+    benchmarked: Benchmarked | None = None
+    """What `benchmark_model` printed of it, which answers no test set. No device can say so itself."""
 
 
 class Result(BaseModel, strict=True):
@@ -153,10 +161,14 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
         raise UsageError(f"{folder}: nothing to run on another device: {'; '.join(reasons)}")
     pace = Bench(min_seconds=seconds)
     with devices.connect(where) as device, tempfile.TemporaryDirectory() as work:
+        if device.why_not:
+            raise UsageError(device.why_not)
         rows = [row for row in rows if _left_out(row, device) is None]
         if not rows:
-            raise UsageError(f"{folder}: nothing to run on {device.name}: {NO_TENSORRT}")
-        sent = _answered_here(folder, rows, task, report, Path(work))
+            reasons = dict.fromkeys(str(_left_out(row, device)) for row in report["rows"])
+            raise UsageError(f"{folder}: nothing to run on {device.name}: {'; '.join(reasons)}")
+        sent = _answered_here(folder, rows, task, report, device.threads, Path(work))
+        device.most_threads = max(entry.job["threads"] for entry in sent)
         job = {
             "schema": runner.SCHEMA,
             "files": [entry.job for entry in sent],
@@ -165,8 +177,10 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
         files.write_json(Path(work) / JOB, job)
         make_runner(Path(work) / RUNNER)
         with progress.stage(f"{device.name}: run", 1) as step:
-            result = _done(device, sent, pace, Path(work))
+            ask = _benchmarked if device.program else _done
+            result = ask(device, sent, pace, Path(work))
             step(1)
+        environment = result.device | device.describe()
         made = [
             _row(device, entry, result.files[entry.job["file"]], task, _needed_db(entry.row, report), Path(work))
             for entry in sent
@@ -176,7 +190,7 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
         "edgedl": __version__,
         "device": device.name,
         "timed": device.timed,
-        "environment": result.device,
+        "environment": environment,
         "rows": _timed(made, sent, result) if device.timed else made,
         "left_out": [
             {"variant": row["variant"], "target": row["target"], "reason": reason}
@@ -221,7 +235,12 @@ def _is_source(row: Mapping[str, Any]) -> bool:
 
 
 def _answered_here(
-    folder: Path, rows: Sequence[Mapping[str, Any]], task: Task, report: Mapping[str, Any], work: Path
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    task: Task,
+    report: Mapping[str, Any],
+    threads_there: int | None,
+    work: Path,
 ) -> list[Sent]:
     """Every file over the test split on this machine, with its calls in `work`. Raises `UsageError`, `TargetError`.
 
@@ -248,7 +267,7 @@ def _answered_here(
                 "settings": settings,
                 "file": f"{index}.model",
                 "opens": row["target"],
-                "threads": threads,
+                "threads": threads_there or threads,
                 "inputs": list(recorded.inputs),
                 "outputs": list(recorded.outputs),
                 "calls": _kept(recorded, work),
@@ -282,7 +301,7 @@ def _done(device: Device, sent: Sequence[Sent], pace: Bench, work: Path) -> Resu
         said = [line for line in done.stderr.splitlines() if line.strip()]
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
         raise TargetError(
-            f"{device.name}: the runner ended with {how}: {_plain(said[-1]) if said else 'it said nothing'}"
+            f"{device.name}: the runner ended with {how}: {plain(said[-1]) if said else 'it said nothing'}"
         )
     device.pull([RESULT, *(entry.job["answers"] for entry in sent)], work)
     try:
@@ -293,14 +312,30 @@ def _done(device: Device, sent: Sequence[Sent], pace: Bench, work: Path) -> Resu
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise TargetError(f"{device.name}: {RESULT} is none: {_plain(where)}: {_plain(first['msg'])}") from error
+        raise TargetError(f"{device.name}: {RESULT} is none: {plain(where)}: {plain(first['msg'])}") from error
     except (ValueError, RecursionError) as error:
-        raise TargetError(f"{device.name}: {RESULT} is no JSON: {_plain(str(error))}") from error
+        raise TargetError(f"{device.name}: {RESULT} is no JSON: {plain(str(error))}") from error
     if lacking := [name for name in models if name not in result.files]:
         raise TargetError(f"{device.name}: {RESULT} lacks {', '.join(lacking)}")
     if any(found.blocks_ms and len(found.blocks_ms) != pace.rounds for found in result.files.values()):
         raise TargetError(f"{device.name}: {RESULT} has other blocks of latencies than it was asked for")
     return result
+
+
+def _benchmarked(device: Device, sent: Sequence[Sent], pace: Bench, work: Path) -> Result:
+    """What `benchmark_model` makes of the files, which are given the first of all calls. Raises `TargetError`."""
+    runs = []
+    for entry in sent:
+        specs, given = entry.recorded.inputs, entry.recorded.given[0]
+        inputs = [given[name].astype(spec.dtype) for name, spec in specs.items()]
+        runs.append(benchmarked.Given(entry.job["file"], entry.file, entry.job["threads"], inputs))
+    found = {}
+    for name, one in benchmarked.benchmark(device, runs, pace.min_seconds, work).items():
+        found[name] = Found(error=one.error) if one.error else Found(
+            error=None, runtime=device.program or "", init_ms=one.init_ms, peak_memory_bytes=one.memory_bytes,
+            blocks_ms=one.blocks_ms, benchmarked=one,
+        )  # fmt: skip
+    return Result(device={}, files=found)
 
 
 def _no_number(name: str) -> None:
@@ -329,6 +364,8 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
     }
     if found.error is not None:
         return row
+    if found.benchmarked is not None:
+        return row | _of_benchmark(device, entry, found.benchmarked, needed_db, work)
     try:
         answers = _answers(entry, work)
     except TargetError as error:
@@ -350,6 +387,28 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
     }
 
 
+def _of_benchmark(device: Device, entry: Sent, found: Benchmarked, needed_db: float, work: Path) -> dict[str, Any]:
+    """What a row has of a file that `benchmark_model` ran: no score, and the agreement of a single call."""
+    made: dict[str, Any] = {
+        "status": "ok",
+        "reason": "no score: benchmark_model answers no test set",
+        "benchmark_model": {"delegate": device.delegate or None, **asdict(found)},
+    }
+    first = {name: entry.recorded.answered[0][name] for name in entry.job["outputs"]}
+    if (answers := benchmarked.answer(work / f"{entry.job['file']}.out", first)) is None:
+        return made | {"reason": f"{made['reason']}, and this release not even one call"}
+    agreement = replace(_agreement(entry, answers, None), max_steps=None)  # of which a few values tell nothing
+    if device.delegate:  # they compute in half precision
+        needed_db = min(needed_db, ladder.HALF_AGREEMENT_DB)
+    strays = agreement.sqnr_db < needed_db
+    found_db = f"{agreement.sqnr_db:.1f} dB where {needed_db:.1f} dB are needed; " if strays else ""
+    return made | {
+        "status": "refused" if strays else "ok",
+        "reason": f"{found_db}{made['reason']}; the agreement is that of one call",
+        "agreement": vars(agreement),
+    }
+
+
 def _answers(entry: Sent, work: Path) -> dict[str, np.ndarray]:
     """What the device answered to all calls, (calls, ...) by output. Raises `TargetError` where it is none of that."""
     here = entry.recorded.answered
@@ -357,7 +416,7 @@ def _answers(entry: Sent, work: Path) -> dict[str, np.ndarray]:
         with np.load(work / entry.job["answers"]) as arrays:
             answers = dict(zip(entry.job["outputs"], arrays.values(), strict=True))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TargetError(f"its answers cannot be read: {_plain(str(error))}") from error
+        raise TargetError(f"its answers cannot be read: {plain(str(error))}") from error
     for name, first in here[0].items():
         wanted, found = (len(here), *first.shape), answers.get(name)
         if found is None or found.shape != wanted or found.dtype != first.dtype:
@@ -367,10 +426,14 @@ def _answers(entry: Sent, work: Path) -> dict[str, np.ndarray]:
 
 
 def _agreement(entry: Sent, answers: Mapping[str, np.ndarray], scored: Scored | None) -> Agreement:
-    """How the device's answers agree with those of this machine, the worst output's; `max_steps` of int8 outputs."""
+    """How the device's answers agree with those of this machine, the worst output's; `max_steps` of int8 outputs.
+
+    They may be those to the first calls alone.
+    """
     ratios, steps = [], []
     for name in entry.recorded.outputs:
-        here, there = np.stack([batch[name] for batch in entry.recorded.answered]), answers[name]
+        there = answers[name]
+        here = np.stack([batch[name] for batch in entry.recorded.answered[: len(there)]])
         if here.tobytes() == there.tobytes():
             ratios.append(stats.EXACT_DB)
         else:
@@ -413,6 +476,10 @@ def _timed(rows: Sequence[dict[str, Any]], sent: Sequence[Sent], result: Result)
         if own is not None:
             size = measure.batch_size(entry.recorded)
             row = row | {"latency_ms": measure.latency_summary(own, size, entry.job["threads"])}
+            if one := result.files[entry.job["file"]].benchmarked:
+                # Blocks of one figure each: percentiles of single runs are not known. A delegate has no threads.
+                threads = None if row["benchmark_model"]["delegate"] else entry.job["threads"]
+                row["latency_ms"] |= {"p90": None, "p99": None, "runs": one.runs, "threads": threads}
         if own is not None and reference is not None and row["variant"] != "float":
             row = row | {"speedup": gate.speedup_as_json(stats.compare(reference, own))}
         made.append(row)
@@ -430,6 +497,8 @@ def _left_out(row: Mapping[str, Any], device: Device | None = None) -> str | Non
     """Why a row's file is not sent, to any device or to this one; None if it is."""
     if row["target"] == "tensorrt" and device is not None and not device.builds_engines:
         return NO_TENSORRT
+    if row["target"] != "tflite" and device is not None and device.program:
+        return "benchmark_model runs TFLite files alone"
     if row["file"] is None:
         return "there is no file"
     if row["target"] not in runner.OPENERS:

@@ -385,7 +385,7 @@ def edgedl(*arguments: str, **environment: str) -> CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("toaster", "no kind of device 'toaster' in --on 'toaster'; there are: local, qemu-aarch64"),
+        ("toaster", "no kind of device 'toaster' in --on 'toaster'; there are: adb, local, qemu-aarch64, ssh"),
         ("ssh://a b", "--on ssh://a b: no address of a machine"),
         ("../local", "no kind of device '../local'"),
         ("local://x", "--on local takes no 'x'"),

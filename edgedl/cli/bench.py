@@ -20,7 +20,8 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="How long each file is measured.")] = 3.0,
     operators: Annotated[bool, typer.Option("--operators", help="Also time each operator.")] = False,
     on: Annotated[
-        list[str] | None, typer.Option(help="Run a run's files on a device: local, qemu-aarch64; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Run a run's files on a device, as `edgedl devices` calls it; may be repeated."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders are, for --on.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

@@ -17,9 +17,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgedl.sessions import UsageError
+
+MAX_SAID = 500
+"""Characters that are kept of a device's word."""
 
 
 class Left(NamedTuple):
@@ -40,9 +43,19 @@ class Device(ABC):
     """Whether how long something takes there means anything."""
     notes: Sequence[str] = ()
     """What a reader of its rows has to know."""
+    threads: int | None = None
+    """With how many threads files run there; None for as many as in the run."""
+    most_threads: int = 1
+    """The largest number of threads among the files that are run there, for a device that pins them to cores."""
+    program: str | None = None
+    """Name and version of LiteRT's `benchmark_model`, where that is what `run` runs, and not Python."""
+    delegate: str = ""
+    """To what `benchmark_model` is to hand the network: "gpu", "nnapi", or nothing."""
 
     runs_python: bool = True
-    """Whether `run` does anything."""
+    """Whether `run` runs Python."""
+    why_not: str = ""
+    """Why `run` runs nothing, if there is neither Python nor `program`, and what to do."""
     builds_engines: bool = False
     """Whether the Python there has TensorRT."""
     is_phone: bool = False
@@ -53,7 +66,7 @@ class Device(ABC):
 
     @abstractmethod
     def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
-        """Runs Python there with these arguments, in the device's folder, until it ends. Raises `TargetError`."""
+        """Runs Python (or `program`) with these arguments, in its folder, until it ends. Raises `TargetError`."""
 
     @abstractmethod
     def pull(self, names: Sequence[str], folder: Path) -> None:
@@ -66,6 +79,15 @@ class Device(ABC):
         `TargetError`.
         """
         raise UsageError(f"nothing can be left on {self.name}")
+
+    def describe(self) -> dict[str, Any]:
+        """What can be told of it, after its work, beside what its Python tells. Raises `TargetError`."""
+        return {}
+
+
+def plain(said: str) -> str:
+    """Without what could steer a terminal, and not too long: a device is not to be trusted."""
+    return "".join(letter if letter.isprintable() else " " for letter in said[:MAX_SAID])
 
 
 def names() -> list[str]:
@@ -115,19 +137,32 @@ def connect(where: str) -> AbstractContextManager[Device]:
 
     An address that the file has takes the rest of its table, too. Raises `UsageError`.
     """
-    tables = configured()
-    table = tables.get(where) or next((found for found in tables.values() if found["address"] == where), {})
-    address = table.get("address", where)
-    _, separator, which = address.partition("://")
-    settings = {key: value for key, value in table.items() if key != "address"}
-    connected: AbstractContextManager[Device] = _kind(address).connect(which if separator else None, **settings)
+    kind, which, settings = _found(where)
+    connected: AbstractContextManager[Device] = kind.connect(which, **settings)
     return connected
+
+
+def look(where: str) -> dict[str, Any] | None:
+    """What a device is, where its kind can tell without connecting; else None. Raises `UsageError`, `TargetError`."""
+    kind, which, settings = _found(where)
+    found: dict[str, Any] | None = kind.look(which, **settings) if hasattr(kind, "look") else None
+    return found
 
 
 def check(where: str) -> None:
     """Raises `UsageError` if there is no such device in the configuration file, nor such a kind."""
     if where not in configured():
         _kind(where)
+
+
+def _found(where: str) -> tuple[ModuleType, str | None, dict[str, str]]:
+    """The kind, what stands behind "://", and the settings."""
+    tables = configured()
+    table = tables.get(where) or next((found for found in tables.values() if found["address"] == where), {})
+    address = table.get("address", where)
+    _, separator, which = address.partition("://")
+    settings = {key: value for key, value in table.items() if key != "address"}
+    return _kind(address), which if separator else None, settings
 
 
 def _kind(address: str, source: str = "--on") -> ModuleType:

@@ -27,6 +27,8 @@ PACKAGES = (
     "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
+RUNTIMES = ("ai-edge-litert", "tflite-runtime", "onnxruntime", "tensorrt", "tensorrt-rtx")
+
 
 class Local(Device):
     """A Python of this machine, its own or one that is given as a command, in a folder of its own."""
@@ -78,6 +80,12 @@ def connect(which: str | None) -> Iterator[Device]:
         yield device
 
 
+def look(which: str | None) -> dict[str, Any]:
+    """What `edgedl devices` says of a machine."""
+    runs_with = [package for package in RUNTIMES if _version(package)]
+    return describe() | {"clocks_khz": _clocks_khz(), "runs_with": ", ".join(runs_with) or None}
+
+
 def describe() -> dict[str, Any]:
     """Processor, memory, GPU, clock governor, temperature and versions; None for what cannot be read."""
     return {
@@ -101,6 +109,16 @@ def name() -> str:
     model = next((line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "")
     known = board.strip("\0 ") if board else model or platform.processor()
     return f"{known or 'unknown processor'} ({platform.machine()})"
+
+
+def _clocks_khz() -> dict[str, int]:
+    """The highest clock of each core, by its number; empty where the system does not tell, as in a virtual machine."""
+    found = {}
+    for core in range(os.cpu_count() or 1):
+        clock = _read(f"/sys/devices/system/cpu/cpu{core}/cpufreq/cpuinfo_max_freq")
+        if clock and clock.isdigit():
+            found[str(core)] = int(clock)
+    return found
 
 
 def _memory_bytes() -> int | None:

@@ -17,6 +17,7 @@ from edgedl.core import MissingPackage
 from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
     accelerators_in_words,
+    conditions_in_words,
     device_agreement,
     engine_in_words,
     figure,
@@ -180,6 +181,7 @@ def filled(
         "heading": words.heading,
         "interval": words.interval,
         "agreement": words.agreement,
+        "conditions_in_words": conditions_in_words,
         "device_agreement": device_agreement,
         "settings": words.settings,
         "summary": words.summary,

@@ -220,6 +220,8 @@ def print_devices(found: Sequence[Mapping[str, Any]]) -> None:
             )
         console.print()
         console.print(table)
+        if said := conditions_in_words(device["environment"]):
+            console.print(said)
         if not device["timed"]:
             console.print("no latencies: what an emulator takes says nothing of a device")
         for row in device["rows"]:
@@ -233,6 +235,43 @@ def print_devices(found: Sequence[Mapping[str, Any]]) -> None:
             console.print(Text.assemble(("warning: ", "bold red"), warning))
 
 
+def print_device_list(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What there is to measure on, or why it could not be asked."""
+    table = _table("--on", "what it is", "system", "cores", "memory", "state", "runs files with")
+    for row in rows:
+        found = row["passport"] or {}
+        clocks = found.get("clocks_khz") or {}
+        memory = found.get("memory_bytes")
+        table.add_row(
+            row["name"],
+            found.get("name") or Text(f"not asked: {row['why']}", style="yellow"),
+            found.get("system") or NONE,
+            clocks_in_words(clocks) or str(found.get("cores") or NONE),
+            size(memory) if memory else NONE,
+            _state(found) or NONE,
+            found.get("runs_with") or NONE,
+        )
+    open_console().print(table)
+
+
+def clocks_in_words(clocks_khz: Mapping[str, int]) -> str:
+    """Such as "4 × 1.80, 2 × 2.35, 2 × 2.85 GHz"."""
+    clocks = sorted(clocks_khz.values())
+    cores = [f"{clocks.count(clock)} × {clock / 1e6:.2f}" for clock in dict.fromkeys(clocks)]
+    return f"{', '.join(cores)} GHz" if cores else ""
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    """Heat and battery, where they are known."""
+    heat, battery, throttled = found.get("temperature_c"), found.get("battery_percent"), found.get("thermal_status")
+    known = [
+        f"{heat:.0f} °C" if heat is not None else "",
+        f"battery {battery} %" if battery is not None else "",
+        f"throttled: {throttled}" if throttled not in (None, "none") else "",
+    ]
+    return ", ".join(filter(None, known))
+
+
 def device_agreement(row: Mapping[str, Any]) -> str:
     """How the answers of a device agree with those of the machine that sent the file."""
     agreement = row["agreement"]
@@ -243,6 +282,22 @@ def device_agreement(row: Mapping[str, Any]) -> str:
     steps = agreement["max_steps"]
     by = "" if steps is None else f", within {steps} step{'s' if steps != 1 else ''}"
     return f"{agreement['sqnr_db']:.1f} dB{by}"
+
+
+def conditions_in_words(environment: Mapping[str, Any]) -> str:
+    """Of a phone the cores that files ran on, and heat and battery before and after; nothing of other devices."""
+    before, after, cores = environment.get("before"), environment.get("after"), environment.get("pinned_to")
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return ""
+    known = [f"on cores {', '.join(map(str, cores))}"] if cores else ["on any core"]
+    for key, unit in (
+        ("temperature_c", "°C"),
+        ("battery_temperature_c", "°C in the battery"),
+        ("battery_percent", "%"),
+    ):
+        if before.get(key) is not None and after.get(key) is not None:
+            known.append(f"{before[key]:.0f} → {after[key]:.0f} {unit}")
+    return "; ".join([*known, f"powered by {after['powered_by']}"] if after.get("powered_by") else known)
 
 
 def print_operators(title: str, operators: Sequence[Mapping[str, Any]]) -> None:
