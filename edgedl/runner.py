@@ -46,7 +46,13 @@ class Pace(NamedTuple):
 
 
 def main() -> None:
-    """Does the job in this folder; a file that crashes its runtime takes nothing else with it."""
+    """Does the job in this folder; a file that crashes its runtime takes nothing else with it.
+
+    With `--describe`, it says what this device is instead.
+    """
+    if sys.argv[1:] == ["--describe"]:
+        print(json.dumps(local.look(None)))
+        return
     job = json.loads(Path("job.json").read_text(encoding="utf-8"))
     if job["schema"] != SCHEMA:
         sys.exit(f"the job is of schema {job['schema']}, this runner of {SCHEMA}")

@@ -52,12 +52,14 @@ ALL_OPTIONS = {
     "recipes list": {"--help", "-h", "--out", "--json"},
     "recipes show": {"--help", "-h", "NAME", "--json"},
     "recipes schema": {"--help", "-h", "--json"},
-    "devices": {"--help", "-h"},
+    "devices": {"--help", "-h", "--json"},
+    "devices list": {"--help", "-h", "--json"},
     "devices setup": {"--help", "-h", "KIND"},
     "targets": {"--help", "-h", "--json"},
     "doctor": {"--help", "-h", "--json"},
 }  # fmt: skip
-GROUPS = ("", "recipes", "devices")
+GROUPS = ("", "recipes")
+"""Those that are nothing alone."""
 HEAVY = (
     "torch", "numpy", "onnx", "onnxruntime", "litert_torch", "ai_edge_litert", "tflite_runtime", "tensorrt",
     "tensorrt_rtx", "cuda", "sklearn", "jinja2", "plotly", "edgedl.core", "edgedl.recipe", "edgedl.pipeline",
