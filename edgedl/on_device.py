@@ -15,36 +15,41 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, ValidationError
 
-from edgedl import __version__, devices, files, gate, ladder, measure, plugins, progress, recipe, runner, stats
+from edgedl import (
+    __version__,
+    answers,
+    devices,
+    end_to_end,
+    files,
+    gate,
+    ladder,
+    measure,
+    plugins,
+    progress,
+    recipe,
+    runner,
+    stats,
+)
+from edgedl.answers import Answers, Block, Said, Time
+from edgedl.answers import plain as _plain
 from edgedl.core import Batch, Bench, Session, TargetError, Task, UsageError
 from edgedl.devices import Device
 from edgedl.ladder import Agreement
+from edgedl.loads import NOTHING, Asked
 from edgedl.measure import Scored
-from edgedl.run import DEVICES_SCHEMA, read_report
+from edgedl.run import DEVICES_SCHEMA, read_devices, read_report
 
 MODULES = (
     *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
-    *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine"),
+    *("loads", "sensors", "litert", "flatbuffer", "loops", "origin", "onnx_session", "engine"),
 )
 """What the runner imports."""
 RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"
-MAX_SAID = 500
-"""Characters that are kept of a device's word."""
-
-
-def _plain(said: str) -> str:
-    """Without what could steer a terminal: a device is not to be trusted."""
-    return "".join(letter if letter.isprintable() else " " for letter in said[:MAX_SAID])
-
-
-Said: TypeAlias = Annotated[str, AfterValidator(_plain)]
-Time: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Block: TypeAlias = Annotated[list[Time], Field(min_length=1)]
 
 
 class Found(BaseModel, strict=True):
@@ -57,6 +62,8 @@ class Found(BaseModel, strict=True):
     blocks_ms: Annotated[list[Block], Field(min_length=1)] | None = None
     not_timed: Said | None = None
     """Why there are no latencies, where they were asked for."""
+    answers: Answers | None = None
+    """To what else was asked."""
 
 
 class Result(BaseModel, strict=True):
@@ -114,7 +121,7 @@ class Sent:
     scored: Scored
 
 
-def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
+def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> dict[str, Any]:
     """Runs a finished run's files on the device `where`, writes `devices/<where>.json`, and returns its content.
 
     A file that fails there is a row with its reason. Raises `UsageError` before anything expensive, and `TargetError`
@@ -132,6 +139,7 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
             "schema": runner.SCHEMA,
             "files": [entry.job for entry in sent],
             "pace": {"min_seconds": pace.min_seconds, "rounds": pace.rounds} if device.timed else None,
+            "asked": asked._asdict() if device.timed and asked != NOTHING else None,
         }
         files.write_json(Path(work) / JOB, job)
         make_runner(Path(work) / RUNNER)
@@ -142,13 +150,21 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
             _row(device, entry, result.files[entry.job["file"]], task, _needed_db(entry.row, report), Path(work))
             for entry in sent
         ]
+        if device.timed:
+            made = _timed(made, sent, result)
+            if asked.end_to_end and where == "local":
+                made = [
+                    row | {"end_to_end": _end_to_end(entry, task, pace)} for row, entry in zip(made, sent, strict=True)
+                ]
+            earlier = [row for content in read_devices(folder) for row in content["rows"]]
+            made = answers.with_earlier(made, earlier)
     content = {
         "schema": DEVICES_SCHEMA,
         "edgedl": __version__,
         "device": device.name,
         "timed": device.timed,
         "environment": result.device,
-        "rows": _timed(made, sent, result) if device.timed else made,
+        "rows": made,
         "left_out": [
             {"variant": row["variant"], "target": row["target"], "reason": reason}
             for row in report["rows"]
@@ -252,33 +268,37 @@ def _no_number(name: str) -> None:
 
 def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float, work: Path) -> dict[str, Any]:
     """What is known of a file on the device: the keys of a report's rows, and `agreement` with this machine."""
-    row = {key: entry.row[key] for key in ("variant", "target", "precision", "file", "size_bytes", "sha256")} | {
-        "device": device.name,
-        "status": "failed",
-        "reason": found.error,
-        "score": None,
-        "samples": entry.scored.samples,
-        "score_by": found.runtime or None,
-        "score_here": entry.scored.score,
-        "score_here_by": entry.recorded.runtime,
-        "agreement": None,
-        "init_ms": found.init_ms if device.timed else None,
-        "peak_memory_bytes": found.peak_memory_bytes if device.timed else None,
-        "latency_ms": None,
-        "speedup": None,
-    }
+    row = (
+        {key: entry.row[key] for key in ("variant", "target", "precision", "file", "size_bytes", "sha256")}
+        | {
+            "device": device.name,
+            "status": "failed",
+            "reason": found.error,
+            "score": None,
+            "samples": entry.scored.samples,
+            "score_by": found.runtime or None,
+            "score_here": entry.scored.score,
+            "score_here_by": entry.recorded.runtime,
+            "agreement": None,
+            "init_ms": found.init_ms if device.timed else None,
+            "peak_memory_bytes": found.peak_memory_bytes if device.timed else None,
+            "latency_ms": None,
+            "speedup": None,
+        }
+        | answers.of_row(found.answers if device.timed else None)
+    )
     if found.error is not None:
         return row
     try:
-        answers = _answers(entry, work)
+        answered = _answers(entry, work)
     except TargetError as error:
         return row | {"reason": str(error)}
     scored, reasons = None, [found.not_timed] if found.not_timed else []
     try:
-        scored = measure.evaluate(Played(entry.recorded, answers), task, "test")
+        scored = measure.evaluate(Played(entry.recorded, answered), task, "test")
     except TargetError as error:
         reasons.append(str(error))
-    agreement = _agreement(entry, answers, scored)
+    agreement = _agreement(entry, answered, scored)
     strays = agreement.sqnr_db < needed_db
     if strays:
         reasons.insert(0, f"{agreement.sqnr_db:.1f} dB where {needed_db:.1f} dB are needed")
@@ -357,6 +377,14 @@ def _timed(rows: Sequence[dict[str, Any]], sent: Sequence[Sent], result: Result)
             row = row | {"speedup": gate.speedup_as_json(stats.compare(reference, own))}
         made.append(row)
     return made
+
+
+def _end_to_end(entry: Sent, task: Task, pace: Bench) -> dict[str, Any]:
+    """Here, where the task is: what an application adds to a run of the file."""
+    session = plugins.target_for(entry.file, entry.job["threads"], entry.row["target"]).open(entry.file)
+    found = end_to_end.measured(session, task, pace.min_seconds, pace.rounds)
+    session.close()
+    return found
 
 
 def _warnings(device: Device, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -167,7 +167,7 @@ def test_a_sample_is_the_time_of_one_run_in_ms_and_the_cold_one_is_none(clock):
 
     session = Fake(clock, ms)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "warm_up", lambda session, batch: [session.run(batch) for _ in range(3)])
+        patch.setattr(measure, "warm_up", lambda session, batch: [session.run(batch) for _ in range(3)] and 2.0)
         blocks = measure.interleave({"A": (session, BATCH)}, Bench(min_seconds=0, rounds=4))["A"]
     for block in blocks:
         assert block.dtype == np.float64
