@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import Literal
 
@@ -107,6 +108,7 @@ def rank_sum_interval(
     return float(np.median(shifts)), float(shifts[index]), float(shifts[-1 - index])
 
 
+@cache
 def _outside(count: int, tail: float) -> int:
     """How many of the sorted means lie on either side of the interval, whose sides leave out `tail` each."""
     ways = np.zeros(count * (count + 1) // 2 + 1)

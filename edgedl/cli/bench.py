@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,8 @@ def bench(
     from edgedl.loads import Asked
     from edgedl.report import answered, terminal
 
+    if math.isnan(sustained):
+        raise typer.BadParameter("give a number of seconds", param_hint="--sustained")
     counts, sizes = _numbers(threads, "--threads"), _numbers(batches, "--batches") if batches else ()
     sweep = counts if sizes or len(counts) > 1 else ()
     asked = Asked(sizes, sweep, cold, sustained, energy, end_to_end)
