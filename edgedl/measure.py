@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import subprocess
 import sys
 import time
@@ -169,12 +170,13 @@ def random_inputs(inputs: Mapping[str, TensorSpec]) -> Batch:
 
 
 def interleave(runs: Mapping[str, tuple[Session, Batch]], bench: Pace) -> dict[str, list[np.ndarray]]:
-    """Latencies in ms of several sessions, measured in turn: `bench.rounds` blocks each, every other round backwards.
+    """Latencies in ms of several sessions, measured in turn: `bench.rounds` blocks each.
 
     Returns for each name its blocks, each (runs,) float64. Nothing but `session.run` stands between the clock's two
     readings; the first runs of a block, which find the caches cold, are thrown away. Many short blocks tell more than
     few long ones: what else the machine does lasts longer than both blocks of a pair, and cancels. No block has fewer
-    runs than a quiet one would have: else one run that is interrupted would be a block by itself.
+    runs than a quiet one would have: else one run that is interrupted would be a block by itself. Rounds are in random
+    order, lest it fall in step with something that comes and goes, and every other one is the one before backwards.
     """
     block_seconds = bench.min_seconds / bench.rounds
     block_runs = {
@@ -182,9 +184,12 @@ def interleave(runs: Mapping[str, tuple[Session, Batch]], bench: Pace) -> dict[s
         for name, (session, batch) in runs.items()
     }
     blocks: dict[str, list[np.ndarray]] = {name: [] for name in runs}
-    names = list(runs)
+    names, order = list(runs), random.Random(0)
     for round_index in range(bench.rounds):
-        for name in names if round_index % 2 == 0 else reversed(names):
+        names.reverse()
+        if round_index % 2 == 0:
+            order.shuffle(names)
+        for name in names:
             blocks[name].append(_block(*runs[name], block_seconds, block_runs[name]))
     return blocks
 
