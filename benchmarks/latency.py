@@ -1,6 +1,6 @@
 """Whether edgedl's latencies and verdicts can be trusted: runtimes' own programs, and files against themselves.
 
-    taskset -c 1 python -m benchmarks.latency           # about 13 minutes on a core that has nothing else to do
+    taskset -c 1 python -m benchmarks.latency           # about 12 minutes on a core that has nothing else to do
     taskset -c 0 python -m benchmarks.latency --tries 20 --rounds 4
 
 The files are of one ResNet with weights by chance, float and int8, for both runtimes. First each file's latency by
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, and writes the results and their tables after every part."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--tries", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=1.5, help="for each file of a try; edgedl's own default is 3")
-    parser.add_argument("--rounds", type=int, default=30, help="blocks against the runtimes' own programs")
+    parser.add_argument("--seconds", type=float, default=1.3, help="for each file of a try; edgedl's own default is 3")
+    parser.add_argument("--rounds", type=int, default=24, help="blocks against the runtimes' own programs")
     parser.add_argument("--block", type=float, default=0.4, help="seconds of each of these")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=CACHE / "latency", help="where the files are kept")

@@ -153,9 +153,8 @@ def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> d
         if device.timed:
             made = _timed(made, sent, result)
             if asked.end_to_end and where == "local":
-                made = [
-                    row | {"end_to_end": _end_to_end(entry, task, pace)} for row, entry in zip(made, sent, strict=True)
-                ]
+                for row, entry in zip(made, sent, strict=True):
+                    row["end_to_end"] = _end_to_end(entry, task, pace)
             earlier = [row for content in read_devices(folder) for row in content["rows"]]
             made = answers.with_earlier(made, earlier)
     content = {
@@ -268,25 +267,22 @@ def _no_number(name: str) -> None:
 
 def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float, work: Path) -> dict[str, Any]:
     """What is known of a file on the device: the keys of a report's rows, and `agreement` with this machine."""
-    row = (
-        {key: entry.row[key] for key in ("variant", "target", "precision", "file", "size_bytes", "sha256")}
-        | {
-            "device": device.name,
-            "status": "failed",
-            "reason": found.error,
-            "score": None,
-            "samples": entry.scored.samples,
-            "score_by": found.runtime or None,
-            "score_here": entry.scored.score,
-            "score_here_by": entry.recorded.runtime,
-            "agreement": None,
-            "init_ms": found.init_ms if device.timed else None,
-            "peak_memory_bytes": found.peak_memory_bytes if device.timed else None,
-            "latency_ms": None,
-            "speedup": None,
-        }
-        | answers.of_row(found.answers if device.timed else None)
-    )
+    row = {key: entry.row[key] for key in ("variant", "target", "precision", "file", "size_bytes", "sha256")} | {
+        "device": device.name,
+        "status": "failed",
+        "reason": found.error,
+        "score": None,
+        "samples": entry.scored.samples,
+        "score_by": found.runtime or None,
+        "score_here": entry.scored.score,
+        "score_here_by": entry.recorded.runtime,
+        "agreement": None,
+        "init_ms": found.init_ms if device.timed else None,
+        "peak_memory_bytes": found.peak_memory_bytes if device.timed else None,
+        "latency_ms": None,
+        "speedup": None,
+    }
+    row |= answers.of_row(found.answers if device.timed else None)
     if found.error is not None:
         return row
     try:
