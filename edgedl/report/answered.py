@@ -47,9 +47,13 @@ def _throughput(rows: Mapping[str, Row]) -> Table:
                 str(entry["threads"]),
                 milliseconds(latency["median"]) if latency else entry["reason"],
                 " to ".join(map(milliseconds, latency["ci95"])) if latency else "",
-                f"{entry['per_second']:.4g}" if latency else "",
+                _rate(entry["per_second"]) if latency else "",
             )
     return table
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _cold(found: Row) -> str:
