@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedl import files, graph_session, measure, plugins, progress, stats
-from edgedl.core import Bench, ModelFileError, Session, Task
+from edgedl import answers, end_to_end, files, graph_session, loads, measure, plugins, progress, runner, stats
+from edgedl.core import Batch, Bench, ModelFileError, Session, Target, Task, UsageError
 from edgedl.devices import local
 from edgedl.graph_session import Replay
+from edgedl.loads import NOTHING, Asked
 
 
 def bench(
@@ -21,11 +22,15 @@ def bench(
     threads: int,
     seconds: float,
     operators: bool,
+    asked: Asked = NOTHING,
 ) -> list[dict[str, Any]]:
     """Measures files in turn, each against `vs` if given; returns a row a file, with the keys of a report's rows.
 
-    Raises `ModelFileError` for a file that cannot be opened, `UsageError` if the task does not fit it.
+    What else is asked is answered for one file after another. Raises `ModelFileError` for a file that cannot be opened,
+    `UsageError` if the task does not fit it, or there is none and it is needed.
     """
+    if asked.end_to_end and task is None:
+        raise UsageError("--end-to-end needs the task that prepares and decides: give its --recipe, or a run")
     everything = list(dict.fromkeys([*paths, *([vs] if vs else [])]))
     for file in everything:
         if not file.exists():
@@ -76,5 +81,34 @@ def bench(
                 "operators": [dataclasses.asdict(item) for item in session.profile(inputs)] if operators else [],
             }
         )
+        if asked != NOTHING:
+            with progress.stage(f"{file.name}: what else is asked", 1) as step:
+                rows[-1] |= _answered(file, target, session, inputs, task, asked, Bench(min_seconds=seconds))
+                step(1)
         session.close()
     return rows
+
+
+def _answered(
+    file: Path, target: Target, session: Session, inputs: Batch, task: Task | None, asked: Asked, pace: Bench
+) -> dict[str, Any]:
+    """The further keys of a row."""
+    count = getattr(target, "threads", None)
+
+    def opened(threads: int) -> Session:
+        same = target.model_copy(update={"threads": threads}) if count else target
+        found = graph_session.open_files(same, file)
+        return Replay(found, session.calls) if isinstance(session, Replay) else found
+
+    found = loads.answer(asked, opened, inputs, count or 1, pace)
+    if asked.cold:
+        if target.use in runner.OPENERS and file.is_file():
+            command = runner.cold_command({"file": str(file.absolute()), "opens": target.use, "threads": count})
+        else:
+            command = measure.fresh_command(target, file)
+        found["cold_start"] = loads.cold_starts(command, asked.cold)
+    if asked.end_to_end and task is not None:
+        plain = session if not isinstance(session, Replay) else graph_session.open_files(target, file)
+        found["end_to_end"] = end_to_end.measured(plain, task, pace.min_seconds, pace.rounds)
+    drawn = found.get("energy") or {}
+    return dict.fromkeys(answers.KEYS) | {"energy_mj": drawn.get("energy_mj")} | found

@@ -402,4 +402,4 @@ class Bench(BaseModel):
 
     batch_size: PositiveInt = 1
     min_seconds: NonNegativeFloat = 3.0
-    rounds: PositiveInt = 30
+    rounds: PositiveInt = 100

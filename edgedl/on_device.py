@@ -15,15 +15,17 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from edgedl import (
     __version__,
+    answers,
     benchmarked,
     devices,
+    end_to_end,
     files,
     gate,
     ladder,
@@ -34,25 +36,23 @@ from edgedl import (
     runner,
     stats,
 )
+from edgedl.answers import Answers, Block, Said, Time
 from edgedl.benchmarked import Benchmarked
 from edgedl.core import BATCH, Batch, Bench, Session, TargetError, Task, UsageError
 from edgedl.devices import Device, plain
 from edgedl.ladder import Agreement
+from edgedl.loads import NOTHING, Asked
 from edgedl.measure import Scored
-from edgedl.run import DEVICES_SCHEMA, read_report
+from edgedl.run import DEVICES_SCHEMA, read_devices, read_report
 
 MODULES = (
     *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
-    *("litert", "flatbuffer", "loops", "origin", "onnx_session", "engine", "passport", "gpu"),
+    *("loads", "sensors", "litert", "flatbuffer", "loops", "origin", "onnx_session", "engine", "passport", "gpu"),
     *("engine_there", "jetson", "far_end"),
 )
 """What the runner imports."""
 RUNNER, JOB, RESULT = "edgedl.pyz", "job.json", "result.json"
 NO_TENSORRT = "there is no TensorRT for the Python there, to build engines with"
-
-Said: TypeAlias = Annotated[str, AfterValidator(plain)]
-Time: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Block: TypeAlias = Annotated[list[Time], Field(min_length=1)]
 
 
 class Built(BaseModel, strict=True):
@@ -91,6 +91,8 @@ class Found(BaseModel, strict=True):
     power: Power | None = None
     benchmarked: Benchmarked | None = None
     """What `benchmark_model` printed of it, which answers no test set. No device can say so itself."""
+    answers: Answers | None = None
+    """To what else was asked."""
 
 
 class Result(BaseModel, strict=True):
@@ -148,7 +150,7 @@ class Sent:
     scored: Scored
 
 
-def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
+def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> dict[str, Any]:
     """Runs a finished run's files on the device `where`, writes `devices/<where>.json`, and returns its content.
 
     A file that fails there is a row with its reason. Raises `UsageError` before anything expensive, and `TargetError`
@@ -173,6 +175,7 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
             "schema": runner.SCHEMA,
             "files": [entry.job for entry in sent],
             "pace": {"min_seconds": pace.min_seconds, "rounds": pace.rounds} if device.timed else None,
+            "asked": asked._asdict() if device.timed and asked != NOTHING else None,
         }
         files.write_json(Path(work) / JOB, job)
         make_runner(Path(work) / RUNNER)
@@ -185,13 +188,20 @@ def bench(folder: Path, where: str, seconds: float) -> dict[str, Any]:
             _row(device, entry, result.files[entry.job["file"]], task, _needed_db(entry.row, report), Path(work))
             for entry in sent
         ]
+        if device.timed:
+            made = _timed(made, sent, result)
+            if asked.end_to_end and where == "local":
+                for row, entry in zip(made, sent, strict=True):
+                    row["end_to_end"] = _end_to_end(entry, task, pace)
+            earlier = [row for content in read_devices(folder) for row in content["rows"]]
+            made = answers.with_earlier(made, earlier)
     content = {
         "schema": DEVICES_SCHEMA,
         "edgedl": __version__,
         "device": device.name,
         "timed": device.timed,
         "environment": environment,
-        "rows": _timed(made, sent, result) if device.timed else made,
+        "rows": made,
         "left_out": [
             {"variant": row["variant"], "target": row["target"], "reason": reason}
             for row in report["rows"]
@@ -362,20 +372,21 @@ def _row(device: Device, entry: Sent, found: Found, task: Task, needed_db: float
         "built": found.built and found.built.model_dump(),
         "power": found.power and found.power.model_dump(),
     }
+    row |= answers.of_row(found.answers if device.timed else None)
     if found.error is not None:
         return row
     if found.benchmarked is not None:
         return row | _of_benchmark(device, entry, found.benchmarked, needed_db, work)
     try:
-        answers = _answers(entry, work)
+        answered = _answers(entry, work)
     except TargetError as error:
         return row | {"reason": str(error)}
     scored, reasons = None, [found.not_timed] if found.not_timed else []
     try:
-        scored = measure.evaluate(Played(entry.recorded, answers), task, "test")
+        scored = measure.evaluate(Played(entry.recorded, answered), task, "test")
     except TargetError as error:
         reasons.append(str(error))
-    agreement = _agreement(entry, answers, scored)
+    agreement = _agreement(entry, answered, scored)
     strays = agreement.sqnr_db < needed_db
     if strays:
         reasons.insert(0, f"{agreement.sqnr_db:.1f} dB where {needed_db:.1f} dB are needed")
@@ -484,6 +495,14 @@ def _timed(rows: Sequence[dict[str, Any]], sent: Sequence[Sent], result: Result)
             row = row | {"speedup": gate.speedup_as_json(stats.compare(reference, own))}
         made.append(row)
     return made
+
+
+def _end_to_end(entry: Sent, task: Task, pace: Bench) -> dict[str, Any]:
+    """Here, where the task is: what an application adds to a run of the file."""
+    session = plugins.target_for(entry.file, entry.job["threads"], entry.row["target"]).open(entry.file)
+    found = end_to_end.measured(session, task, pace.min_seconds, pace.rounds)
+    session.close()
+    return found
 
 
 def _warnings(device: Device, rows: Sequence[Mapping[str, Any]]) -> list[str]:

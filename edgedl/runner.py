@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgedl import jetson, measure
+from edgedl import jetson, loads, measure
 from edgedl.devices import local
+from edgedl.loads import Asked
 from edgedl.sessions import Batch, EdgedlError, Session
 
 SCHEMA = 1
@@ -64,6 +65,10 @@ def main() -> None:
             found[name] |= {"blocks_ms": timed.get(name), "not_timed": timed["error"]}
         for entry in sound if jetson.TEGRASTATS else ():
             found[entry["file"]]["power"] = in_child(partial(powered, entry, Pace(**job["pace"]))).get("power")
+    for entry in job["files"] if job.get("asked") else ():
+        if not found[entry["file"]]["error"]:
+            asked = partial(answered, entry, Asked(**job["asked"]), Pace(**job["pace"]))
+            found[entry["file"]]["answers"] = in_child(asked)
     content = {"schema": SCHEMA, "device": local.describe() | jetson.describe(), "files": found}
     Path("result.json.partial").write_text(json.dumps(content), encoding="utf-8")
     Path("result.json.partial").replace("result.json")
@@ -105,6 +110,33 @@ def powered(entry: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
             num_runs += 1
     summary = jetson.summarize(samples)
     return {"power": summary and summary | {"runs": num_runs, "seconds": seconds}}
+
+
+def answered(entry: Mapping[str, Any], asked: Asked, pace: Pace) -> dict[str, Any]:
+    """What else is asked of a file: nothing is timed in turn with other files here."""
+    cold = {"cold_start": loads.cold_starts(cold_command(entry), asked.cold)} if asked.cold else {}
+    given = next(_calls(entry))
+    return cold | loads.answer(asked, partial(_opened, entry), given, entry["threads"], pace)
+
+
+def cold_command(entry: Mapping[str, Any]) -> list[str]:
+    """What opens a file in a fresh process, with nothing loaded but its runtime, and runs it once."""
+    return loads.fresh("runner", "first_answer", json.dumps(dict(entry)))
+
+
+def first_answer(entry: str) -> None:
+    """Prints how long loading the runtime took, and opening the file and running it once, as a line of JSON."""
+    asked, answers = json.loads(entry), os.dup(1)
+    os.dup2(2, 1)  # what a runtime prints goes elsewhere
+    start = time.perf_counter()
+    _import_runtime(asked["opens"])
+    import_ms = (time.perf_counter() - start) * 1000
+    try:
+        _, cold = measure.first_run(lambda: _open(asked))
+        said: dict[str, Any] = {"import_ms": import_ms, "init_ms": cold.init_ms}
+    except EdgedlError as error:
+        said = {"message": str(error)}
+    os.write(answers, f"{json.dumps(said)}\n".encode())
 
 
 def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -158,6 +190,10 @@ def _import_runtime(opens: str) -> None:
             return
         except ModuleNotFoundError:
             continue
+
+
+def _opened(entry: Mapping[str, Any], threads: int) -> Session:
+    return _open({**entry, "threads": threads})
 
 
 def _open(entry: Mapping[str, Any]) -> Session:

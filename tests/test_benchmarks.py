@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import auto, catalogue, environments, families, networks, pruning, quantization, table, zoo
+from benchmarks import auto, catalogue, environments, families, latency, networks, pruning, quantization, table, zoo
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.networks import LSTM, SUBJECTS, DigitRows, Subject
 from benchmarks.peers import edgedl as ours
@@ -401,3 +402,42 @@ def test_files_that_take_shorter_integers_are_fed_them():
 
     answered = quantization.Adapted(Shorter(), task).run(next(task.batches("test", 1)))
     assert answered["logits"].shape == (1, 8)
+
+
+def trial(itself: tuple[float, str], slowed: tuple[float, str]) -> dict:
+    found = {
+        name: {"median": ratio, "ci95": [ratio - 0.005, ratio + 0.005], "verdict": verdict}
+        for name, (ratio, verdict) in (("itself", itself), ("slowed", slowed))
+    }
+    return {"part": "try", "file": "float.onnx", "core_share": 0.5, **found}
+
+
+def test_the_tables_of_latency_count_what_verdicts_said():
+    program = {"part": "program", "file": "float.onnx", "program": "benchmark_helper", "core_share": 0.7, "rounds": 2}
+    rows = [
+        program | {"edgedl_ms": 1.04, "program_ms": 1.0, "ratio": 1.04, "ci95": [1.03, 1.05]},
+        trial((1.0, "no difference"), (0.971, "slower")),
+        trial((1.03, "faster"), (0.99, "no difference")),
+    ]
+    text = latency.markdown({"device": {"name": "a machine"}, "rows": rows})
+    assert "| float.onnx | benchmark_helper | 1.040 | 1.000 | 1.040 | 1.030 to 1.050 | no | 70% |" in text
+    assert "| itself | no difference | 1 of 2 | 95% | 1.0150 | 1 of 2 |" in text
+    assert "| itself, slowed by 3 % | slower | 1 of 2 | 80% | 0.9805 | 1 of 2 |" in text
+    assert "with 57% of one core" in text
+
+
+def test_a_file_is_slowed_by_as_much_as_is_said():
+    class Session:
+        inputs: ClassVar = {}
+
+        def run(self, batch):
+            end = time.perf_counter_ns() + 100_000
+            while time.perf_counter_ns() < end:
+                pass
+            return {"y": batch["x"]}
+
+    slowed = latency.Slowed(Session(), {"x": 3})
+    assert slowed.wait_ns >= 100_000 * latency.SLOWED
+    start = time.perf_counter_ns()
+    assert slowed.run({"x": 3}) == {"y": 3}
+    assert time.perf_counter_ns() - start >= 100_000 + slowed.wait_ns

@@ -136,16 +136,20 @@ def test_random_inputs_have_the_shapes_and_dtypes_asked_for(inputs):
 def test_sessions_are_measured_in_turn_and_every_other_round_backwards(clock):
     log: list[str] = []
     runs = {name: (Fake(clock, lambda _: 1.0, name, log), BATCH) for name in "ABC"}
-    blocks = measure.interleave(runs, Bench(min_seconds=0, rounds=4))
-    block_runs = 1 + measure.MIN_RUNS // 4  # the first is thrown away
-    measured = log[-3 * 4 * block_runs :]
+    blocks = measure.interleave(runs, Bench(min_seconds=0, rounds=10))
+    block_runs = 1 + measure.MIN_RUNS // 10  # the first is thrown away
+    measured = log[-3 * 10 * block_runs :]
     in_blocks = [set(measured[start : start + block_runs]) for start in range(0, len(measured), block_runs)]
     assert all(len(names) == 1 for names in in_blocks)
-    assert "".join(*zip(*in_blocks, strict=True)) == "ABCCBAABCCBA"
-    warming_up = log[: -3 * 4 * block_runs]
+    order = "".join(*zip(*in_blocks, strict=True))
+    rounds = [order[start : start + 3] for start in range(0, len(order), 3)]
+    assert {"".join(sorted(names)) for names in rounds} == {"ABC"}
+    assert rounds[1::2] == [names[::-1] for names in rounds[::2]]
+    assert len(set(rounds)) > 2  # by chance
+    warming_up = log[: -3 * 10 * block_runs]
     assert list(dict.fromkeys(warming_up)) == ["A", "B", "C"]
     assert warming_up == sorted(warming_up)
-    assert {name: [len(block) for block in found] for name, found in blocks.items()} == dict.fromkeys("ABC", [25] * 4)
+    assert {name: [len(block) for block in found] for name, found in blocks.items()} == dict.fromkeys("ABC", [10] * 10)
 
 
 @given(st.integers(1, 60), st.floats(0, 3), st.floats(0.5, 100))
@@ -167,7 +171,7 @@ def test_a_sample_is_the_time_of_one_run_in_ms_and_the_cold_one_is_none(clock):
 
     session = Fake(clock, ms)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "warm_up", lambda session, batch: [session.run(batch) for _ in range(3)])
+        patch.setattr(measure, "warm_up", lambda session, batch: [session.run(batch) for _ in range(3)] and 2.0)
         blocks = measure.interleave({"A": (session, BATCH)}, Bench(min_seconds=0, rounds=4))["A"]
     for block in blocks:
         assert block.dtype == np.float64

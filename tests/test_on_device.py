@@ -399,9 +399,55 @@ def test_devices_that_are_none_are_one_line(where, said, run, tmp_path):
     assert said in line
 
 
-def test_options_that_a_run_has_itself_are_refused_with_on(run):
-    done = edgedl("bench", str(run), "--on", "local", "--threads", "2")
+@pytest.mark.parametrize("given", [("--threads", "2"), ("--vs", "x.onnx"), ("--operators",)])
+def test_options_that_a_run_has_itself_are_refused(given, run):
+    done = edgedl("bench", str(run), "--on", "local", *given)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+EVERYTHING = ("--batches", "1,3", "--cold", "1", "--sustained", "0.1", "--energy", "--end-to-end")
+
+
+def test_all_that_can_be_asked_of_a_run_is_answered_and_kept(run):
+    """A run alone is measured here; what is answered is checked like all that a device says."""
+    done = edgedl("bench", str(run), "--seconds", "0.02", *EVERYTHING)
+    assert done.returncode == 0, done.stderr
+    (content,) = read_devices(run)
+    for row in content["rows"]:
+        assert row["unanswered"] is None
+        assert [entry["batch_size"] for entry in row["throughput"]["rows"]] == [1]
+        assert "batches of 1 alone, so not 3" in row["throughput"]["refused"]
+        start = row["cold_start"]
+        assert start["first_answer_ms"]["median"] > start["init_ms"]["median"] + start["import_ms"]["median"] > 0
+        assert len(row["sustained"]["course"]) == 60
+        assert set(row["end_to_end"]["parts_ms"]) == {"prepare", "run", "decide"}
+        energy = row["energy"]
+        assert (energy["energy_mj"] is None) == (energy["reason"] is not None)
+        assert row["energy_mj"] == energy["energy_mj"]
+    for said in ("samples/s", "cold start", "sustained for", "end to end", "energy: "):
+        assert said in done.stdout
+    again = on_device.bench(run, "local", 0.01)
+    assert [row["sustained"] for row in again["rows"]] == [row["sustained"] for row in content["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"error": None, "throughput": []}, "valid dictionary"),
+        ({"error": None, "sustained": {"seconds": -1}}, "greater than 0"),
+        ({"error": None, "energy_mj": 0}, "Extra inputs are not permitted"),
+        ({"error": 1}, "valid string"),
+    ],
+)
+def test_answers_to_questions_are_checked_as_well(answers, said, lying):
+    def lie(folder: Path) -> None:
+        file = folder / "result.json"
+        result = json.loads(file.read_text())
+        result["files"]["0.model"]["answers"] = answers
+        file.write_text(json.dumps(result))
+
+    with pytest.raises(TargetError, match=said):
+        lying(lie)
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgedl.loads import Asked
+
+MOST = 65536
+"""Of a batch's samples, or of threads."""
 
 
 def bench(
     files: Annotated[
-        list[Path], typer.Argument(help="Files to measure: .onnx, .tflite, .engine, .plan, .rtx; with --on, a run.")
+        list[Path], typer.Argument(help="Files to measure: .onnx, .tflite, .engine, .plan, .rtx; or a run.")
     ],
     vs: Annotated[Path | None, typer.Option(help="A file to measure in turn with each, for a verdict.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Score the files over the test set of this recipe's task.")] = None,
     target: Annotated[str | None, typer.Option(help="Open with this target instead of the one for the ending.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of a CPU runtime.")] = 1,
+    threads: Annotated[
+        str, typer.Option(help="Threads of a CPU runtime; of several, as 1,2, the first for all but --batches.")
+    ] = "1",
     seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="How long each file is measured.")] = 3.0,
     operators: Annotated[bool, typer.Option("--operators", help="Also time each operator.")] = False,
+    batches: Annotated[
+        str | None, typer.Option(help="Throughput at sizes of batch, as 1,2,4,8, and at all numbers of --threads.")
+    ] = None,
+    cold: Annotated[
+        int, typer.Option(min=0, max=1000, help="Cold start: from process start to first answer, in so many processes.")
+    ] = 0,
+    sustained: Annotated[
+        float, typer.Option(min=0, max=86400, help="Run for so many seconds, and compare the end with the beginning.")
+    ] = 0.0,
+    energy: Annotated[bool, typer.Option("--energy", help="Energy of one run, where a rail can be read.")] = False,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="With the recorded preprocessing, and the task's decision.")
+    ] = False,
     on: Annotated[
         list[str] | None,
         typer.Option(help="Run a run's files on a device, as `edgedl devices` calls it; may be repeated."),
@@ -30,37 +52,65 @@ def bench(
     from edgedl import benching, progress
     from edgedl import recipe as recipes
     from edgedl.cli.show import print_json
-    from edgedl.report import terminal
+    from edgedl.loads import Asked
+    from edgedl.report import answered, terminal
 
+    if math.isnan(sustained):
+        raise typer.BadParameter("give a number of seconds", param_hint="--sustained")
+    counts, sizes = _numbers(threads, "--threads"), _numbers(batches, "--batches") if batches else ()
+    sweep = counts if sizes or len(counts) > 1 else ()
+    asked = Asked(sizes, sweep, cold, sustained, energy, end_to_end)
+    if not on and len(files) == 1 and _is_run(files[0], out):
+        on = ["local"]
     if on:
-        _on_devices(files, on, out, seconds, as_json, given=bool(vs or recipe or target or operators or threads > 1))
+        given = bool(vs or recipe or target or operators or (counts != (1,) and not sweep))
+        _on_devices(files, on, out, seconds, as_json, given, asked)
         return
 
     task = recipes.load(recipe).task if recipe else None
     # What runtimes say while they load is no measurement.
     with progress.display(), progress.diverted(Path(os.devnull)):
-        rows = benching.bench(files, vs, task, target, threads, seconds, operators)
+        rows = benching.bench(files, vs, task, target, counts[0], seconds, operators, asked)
     if as_json:
         print_json(rows)
     else:
         terminal.print_bench(rows)
+        answered.show({row["file"]: row for row in rows})
 
 
-def _on_devices(runs: list[Path], on: list[str], out: Path, seconds: float, as_json: bool, given: bool) -> None:
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, separated by commas."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) <= MOST for part in parts):
+        raise typer.BadParameter(f"{text!r}: give whole numbers from 1 to {MOST}, as 1,2,4", param_hint=option)
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _is_run(path: Path, out: Path) -> bool:
+    """Whether a finished run is meant, by its folder or its recipe's name, and not a file."""
+    return (path / "report.json").is_file() or (not path.exists() and not path.suffix and (out / path).is_dir())
+
+
+def _on_devices(
+    runs: list[Path], on: list[str], out: Path, seconds: float, as_json: bool, given: bool, asked: Asked
+) -> None:
     """A run's files on one device after another."""
     from edgedl import devices, on_device, progress
     from edgedl.cli.show import print_json
     from edgedl.core import MissingPackage, UsageError
-    from edgedl.report import page, terminal
+    from edgedl.report import answered, page, terminal
     from edgedl.run import find_finished, read_report
 
     if len(runs) > 1 or given:
-        raise UsageError("--on takes one run, and --seconds, --out and --json: the rest is the run's")
+        raise UsageError(
+            "a run, as --on takes one, has task, files and threads itself: leave out --vs, --recipe, --target, "
+            "--operators and --threads (but for --batches, or several)"
+        )
     for where in on:
         devices.check(where)
     folder = find_finished(str(runs[0]), out)
     with progress.display(), progress.diverted(Path(os.devnull)):
-        found = [on_device.bench(folder, where, seconds) for where in on]
+        found = [on_device.bench(folder, where, seconds, asked) for where in on]
     try:
         shown = f"report: {page.write_page(read_report(folder), folder)}"
     except MissingPackage as error:
@@ -69,4 +119,6 @@ def _on_devices(runs: list[Path], on: list[str], out: Path, seconds: float, as_j
         print_json(found)
     else:
         terminal.print_devices(found)
+        for device in found:
+            answered.show({f"{row['variant']} on {row['target']}": row for row in device["rows"]})
         typer.echo(shown)

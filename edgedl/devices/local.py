@@ -17,7 +17,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from edgedl import far_end
+from edgedl import far_end, sensors
 from edgedl.devices import Device, Left
 from edgedl.gpu import find_gpu
 from edgedl.sessions import UsageError
@@ -97,7 +97,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "gpu": str(gpu) if (gpu := find_gpu()) else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "temperature_c": _temperature_c(),
+        "temperature_c": sensors.temperature_c(),
         "versions": {package: found for package in PACKAGES if (found := _version(package))},
     }
 
@@ -124,12 +124,6 @@ def _clocks_khz() -> dict[str, int]:
 def _memory_bytes() -> int | None:
     lines = (_read("/proc/meminfo") or "").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal")), None)
-
-
-def _temperature_c() -> float | None:
-    readings = [_read(str(zone)) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
-    values = [int(reading) / 1000 for reading in readings if reading and reading.strip().lstrip("-").isdigit()]
-    return max(values, default=None)
 
 
 def _version(package: str) -> str | None:
