@@ -12,7 +12,6 @@ It needs numpy and {needs}. Sizes, types and, in `preprocessing`, what is to be 
 application's own data are in artifact.json.
 """
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -55,6 +54,8 @@ session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecut
 answers = dict(zip(expected, session.run(list(expected), inputs)))
 """
 ENGINE = """\
+import importlib
+
 sys.path.insert(0, str(HERE / "edgedl.pyz"))
 from edgedl.engine import EngineSession
 

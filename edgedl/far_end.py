@@ -199,7 +199,12 @@ def put(files: Mapping[str, Path], to: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         if to.exists():
             to.rename(old)
-        partial.rename(to)
+        try:
+            partial.rename(to)
+        except OSError:
+            if old.exists():
+                old.rename(to)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -55,7 +55,7 @@ class Server:
             Path("/run/sshd").mkdir(exist_ok=True)  # which the package's service would have made
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while "listening" not in (folder / "log").read_text():
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.02)

@@ -105,7 +105,8 @@ class Ssh(Device):
         status = found.get("status")
         if not isinstance(status, int):
             raise TargetError(f"{self.address}: it does not say how {arguments[0]} ended")
-        return CompletedProcess(arguments, status, _text(found, "out", self), _text(found, "err", self))
+        out, err = (_text(found, key, self, "\n") for key in ("out", "err"))
+        return CompletedProcess(arguments, status, out, err)
 
     def pull(self, names: Sequence[str], folder: Path) -> None:
         """As `Device.pull`."""
@@ -148,9 +149,9 @@ class Ssh(Device):
         raise AssertionError
 
 
-def _text(found: Mapping[str, Any], key: str, device: Ssh) -> str:
-    """A text of an answer, without what could steer a terminal."""
+def _text(found: Mapping[str, Any], key: str, device: Ssh, allowed: str = "") -> str:
+    """A text of an answer, without what could steer a terminal but for the characters `allowed`."""
     text = found.get(key)
     if not isinstance(text, str):
         raise TargetError(f"{device.address}: answers garbage: no {key}")
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    return "".join(letter if letter.isprintable() or letter in allowed else " " for letter in text)
