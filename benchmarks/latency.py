@@ -1,7 +1,7 @@
 """Whether edgedl's latencies and verdicts can be trusted: runtimes' own programs, and files against themselves.
 
     taskset -c 1 python -m benchmarks.latency           # about 12 minutes on a core that has nothing else to do
-    taskset -c 0 python -m benchmarks.latency --tries 20 --rounds 4
+    taskset -c 0 python -m benchmarks.latency --tries 20 --rounds 4   # about three minutes
 
 The files are of one ResNet with weights by chance, float and int8, for both runtimes. First each file's latency by
 edgedl and by its runtime's own program, block by block in turn. Then tries: a file opened three times, the third slowed
