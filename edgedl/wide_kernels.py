@@ -149,9 +149,10 @@ def _cut(graph: Flatbuffer, weight: int, tile: Tile, constants: dict[int, Any]) 
 
 
 def _like(graph: Flatbuffer, index: int, shape: Sequence[int]) -> int:
-    """A new tensor of another's type and grid, and of its name, by which a layer is known."""
+    """A new tensor of another's type and grid; its name begins with the same module's path, and is its own."""
     original, made = graph.tensors[index], graph.schema.TensorT()
-    made.type, made.quantization, made.name = original.type, original.quantization, original.name
+    made.type, made.quantization = original.type, original.quantization
+    made.name = original.name.partition(b";")[0] + f";narrow{len(graph.tensors)}".encode()
     made.shape, made.hasRank = [*map(int, shape)], True
     return graph.add(made)
 
@@ -159,7 +160,7 @@ def _like(graph: Flatbuffer, index: int, shape: Sequence[int]) -> int:
 def _constant(graph: Flatbuffer, values: np.ndarray, kind: str) -> int:
     made = graph.schema.TensorT()
     made.type, made.shape, made.hasRank = getattr(graph.schema.TensorType, kind), list(values.shape), True
-    made.name = b"narrow"
+    made.name = f"narrow{len(graph.tensors)}".encode()
     index = graph.add(made)
     graph.store(made, values.tobytes())
     return index

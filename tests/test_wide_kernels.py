@@ -41,6 +41,8 @@ def answered(model: Model, folder: Path, target: TFLite = ONE) -> np.ndarray:
     graph = Flatbuffer(artifact.file.read_bytes())
     weights = [int(made.inputs[1]) for made in graph.operators if graph.kind(made) == "DEPTHWISE_CONV_2D"]
     assert len(weights) > 1
+    made = [graph.tensors[operator.outputs[0]].name for operator in graph.operators if "narrow" in graph.name(operator)]
+    assert len(set(made)) == len(made) > 1
     assert all(np.prod(graph.shape(weight)[1:3]) <= MOST_TAPS for weight in weights)
     assert artifact.rewrites == {"wide depthwise kernels made sums of narrower ones": 1}
     session = target.open(artifact.file)
