@@ -43,6 +43,8 @@ class TFLite(Target):
     threads: PositiveInt = 1
     max_batch: PositiveInt | None = None
     """With any, files take batches of any size, by `resize_tensor_input`."""
+    metadata: bool = False
+    """Whether files carry what MediaPipe's and ML Kit's tasks want to know of them, and the names of classes."""
 
     scheme: ClassVar[Scheme] = LITERT
     forms: ClassVar[tuple[Form, ...]] = (
@@ -65,6 +67,7 @@ class TFLite(Target):
 
         from edgedl.any_batch import foreign_prime, with_any_batch
         from edgedl.loops import with_loops
+        from edgedl.model_metadata import with_metadata
         from edgedl.onnx_export import example_inputs
         from edgedl.quantize import mixed
         from edgedl.recurrent import open_recurrent
@@ -86,6 +89,9 @@ class TFLite(Target):
         # Loops would have the number of samples in their bodies.
         any_size = self.max_batch is not None
         content = with_any_batch(content, num_samples, batch_size) if any_size else with_loops(content)
+        if self.metadata:
+            inputs = task.input_specs(batch_size)
+            content = with_metadata(content, task.use, inputs, list(task.outputs), task.preprocessing, task.class_names)
         file.write_bytes(content)  # by Python, whose error names a full disk
         if any_size:
             _try_batches(self.open(file), task)
