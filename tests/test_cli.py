@@ -40,7 +40,7 @@ ALL_OPTIONS = {
     "analyze": {"--help", "-h", "RECIPE_OR_RUN", "--out", "--ratio", "--fresh", "--json"},
     "bench": {
         *("--help", "-h", "FILES", "--vs", "--recipe", "--target", "--threads", "--seconds", "--operators"),
-        *("--on", "--out", "--json"),
+        *("--on", "--out", "--json", "--batches", "--cold", "--sustained", "--energy", "--end-to-end"),
     },
     "deploy": {"--help", "-h", "RUN", "--on", "--target", "--variant", "--to", "--out", "--json"},
     "compare": {
