@@ -27,7 +27,7 @@ def inspect(what: str, root: Path) -> list[dict[str, Any]]:
     Raises `ModelFileError` for a file that is none, `MissingPackage` for what reading one takes.
     """
     path = Path(what)
-    if path.is_file() and path.name != "report.json":
+    if (path.is_file() and path.name != "report.json") or path.suffix in SUFFIXES:
         return [of_file(path)]
     if path.is_dir() and not (path / "report.json").is_file() and any(path.glob("*/model.*")):
         return [of_file(file) for file in graph_session.graph_files(path, SUFFIXES).values()]

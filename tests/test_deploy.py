@@ -137,6 +137,8 @@ def test_a_newer_file_takes_the_place_of_an_older_and_nothing_elses(run, tmp_pat
     with pytest.raises(UsageError, match="is there already, and no folder of deployed files"):
         deploying.deploy(run, "local", "onnxruntime", None, str(other))
     assert [file.name for file in other.iterdir()] == ["precious"]
+    with pytest.raises(UsageError, match=r"/proc/deployed: cannot be written: .*; name another folder with --to"):
+        deploying.deploy(run, "local", "onnxruntime", None, "/proc/deployed")
     with pytest.raises(UsageError, match="name it with --to"):
         deploying.deploy(run, "local", "onnxruntime", None, None)
     assert {file.name for file in tmp_path.iterdir()} == {"run", "left", "other"}

@@ -264,6 +264,8 @@ def test_a_file_is_shown_as_a_table_and_as_json(tmp_path: Path) -> None:
 
 def test_what_cannot_be_inspected_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(b"")
+    with pytest.raises(ModelFileError, match=r"no file .*absent\.tflite"):
+        inspecting.inspect(str(tmp_path / "absent.tflite"), tmp_path)
     with pytest.raises(ModelFileError, match=r'unknown ending "\.bin"; there are: \.tflite'):
         inspecting.inspect(str(tmp_path / "m.bin"), tmp_path)
     (tmp_path / "m.tflite").write_bytes(b"no TFLite")

@@ -65,6 +65,8 @@ class Local(Device):
             far_end.put(files, folder)
         except far_end.Refused as error:
             raise UsageError(str(error)) from error
+        except OSError as error:
+            raise UsageError(f"{folder}: cannot be written: {error.strerror}; name another folder with --to") from error
         settings = ["env", *(f"{key}={value}" for key, value in self.environment.items())] if self.environment else []
         return Left(str(folder), shlex.join([*settings, *self.python, str(folder / "example.py")]))
 
