@@ -6,15 +6,12 @@ The model analyzer of ai-edge-litert 2.3 has this check left out, and calls ever
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgedl.delegate_rules import Operator, why_not
 from edgedl.flatbuffer import Flatbuffer
-
-MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -24,10 +21,6 @@ class Leaving:
     kind: str
     reason: str
     names: tuple[str, ...]
-
-    def __str__(self) -> str:
-        times = f" ×{len(self.names)}" if len(self.names) > 1 else ""
-        return f"{self.kind}{times} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -91,16 +84,3 @@ def _parts(graph: Flatbuffer, operators: Sequence[Any], reasons: Sequence[str | 
             missing -= {int(index) for operator, _ in found for index in operator.outputs}
             waiting = [entry for entry in waiting if not any(entry[0] is operator for operator, _ in found)]
         yield taken, size
-
-
-def in_short(found: Delegated) -> str | None:
-    """What would leave, in one line; None where nothing does."""
-    if not found.leaving:
-        return None
-    left = Counter({str(leaving): len(leaving.names) for leaving in found.leaving})
-    named = ", ".join(name for name, _ in left.most_common(MAX_NAMES))
-    more = f" and {len(left) - MAX_NAMES} more" if len(left) > MAX_NAMES else ""
-    return (
-        f"on a phone's GPU delegate {found.num_on_gpu} of {found.num_operators} operators stay; it leaves out "
-        f"{named}{more}"
-    )

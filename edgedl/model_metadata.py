@@ -30,8 +30,8 @@ COLOURS = {3: 1, 1: 2}
 """By the number of channels: RGB, or shades of gray."""
 
 
-class Part(NamedTuple):
-    """A field of a table that is one byte, beside those that are offsets."""
+class Byte(NamedTuple):
+    """What a field holds that is one byte, beside those that are offsets."""
 
     number: int
 
@@ -84,7 +84,7 @@ def _input(builder: flatbuffers.Builder, name: str, shape: Sequence[int], contra
     """An image with what is to be done to its pixels (0 to 255), or plain numbers."""
     if len(shape) != 4 or shape[3] not in COLOURS:
         return _tensor(builder, name, FEATURE, _table(builder, {}))
-    image = _table(builder, {0: Part(COLOURS[shape[3]])})
+    image = _table(builder, {0: Byte(COLOURS[shape[3]])})
     units: list[int] = []
     if "in_file" in contract:
         units = [_normalization(builder, [0.0], [1.0])]
@@ -99,7 +99,7 @@ def _output(builder: flatbuffers.Builder, name: str, labelled: bool) -> int:
     files = []
     if labelled:
         file = {0: builder.CreateString(LABELS), 1: builder.CreateString("names of the classes, in order")}
-        files = [_table(builder, {**file, 2: Part(AXIS_LABELS)})]
+        files = [_table(builder, {**file, 2: Byte(AXIS_LABELS)})]
     return _tensor(builder, name, FEATURE, _table(builder, {}), files=files)
 
 
@@ -111,8 +111,8 @@ def _tensor(
     units: Sequence[int] = (),
     files: Sequence[int] = (),
 ) -> int:
-    content = _table(builder, {0: Part(holds), 1: properties})
-    fields: dict[int, int | Part] = {0: builder.CreateString(name), 3: content}
+    content = _table(builder, {0: Byte(holds), 1: properties})
+    fields: dict[int, int | Byte] = {0: builder.CreateString(name), 3: content}
     if units:
         fields[4] = _vector(builder, units)
     if files:
@@ -126,14 +126,14 @@ def _normalization(builder: flatbuffers.Builder, mean: Any, deviation: Any) -> i
         field: builder.CreateNumpyVector(np.asarray(values, np.float32))
         for field, values in enumerate((mean, deviation))
     }
-    return _table(builder, {0: Part(NORMALIZATION), 1: _table(builder, options)})
+    return _table(builder, {0: Byte(NORMALIZATION), 1: _table(builder, options)})
 
 
-def _table(builder: flatbuffers.Builder, fields: Mapping[int, int | Part]) -> int:
+def _table(builder: flatbuffers.Builder, fields: Mapping[int, int | Byte]) -> int:
     """A table: of each field by its number the offset of what it holds, or its byte."""
     builder.StartObject(max(fields, default=-1) + 1)
     for field, value in fields.items():
-        if isinstance(value, Part):
+        if isinstance(value, Byte):
             builder.PrependUint8Slot(field, value.number, 0)
         else:
             builder.PrependUOffsetTRelativeSlot(field, value, 0)

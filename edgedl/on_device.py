@@ -165,6 +165,11 @@ def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> d
     with devices.connect(where) as device, tempfile.TemporaryDirectory() as work:
         if device.why_not:
             raise UsageError(device.why_not)
+        if asked != NOTHING and (device.program or not device.timed):
+            cannot = "benchmark_model times files, and" if device.program else "an emulator"
+            raise UsageError(f"{device.name}: {cannot} answers nothing else: leave out --batches, --cold and the like")
+        if asked.end_to_end and where != "local":
+            raise UsageError("--end-to-end is of this machine, which has the task: leave it out, or --on local")
         rows = [row for row in rows if _left_out(row, device) is None]
         if not rows:
             reasons = dict.fromkeys(str(_left_out(row, device)) for row in report["rows"])
@@ -175,7 +180,7 @@ def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> d
             "schema": runner.SCHEMA,
             "files": [entry.job for entry in sent],
             "pace": {"min_seconds": pace.min_seconds, "rounds": pace.rounds} if device.timed else None,
-            "asked": asked._asdict() if device.timed and asked != NOTHING else None,
+            "asked": asked._asdict() if asked != NOTHING else None,
         }
         files.write_json(Path(work) / JOB, job)
         make_runner(Path(work) / RUNNER)
@@ -406,9 +411,9 @@ def _of_benchmark(device: Device, entry: Sent, found: Benchmarked, needed_db: fl
         "benchmark_model": {"delegate": device.delegate or None, **asdict(found)},
     }
     first = {name: entry.recorded.answered[0][name] for name in entry.job["outputs"]}
-    if (answers := benchmarked.answer(work / f"{entry.job['file']}.out", first)) is None:
+    if (answered := benchmarked.answer(work / f"{entry.job['file']}.out", first)) is None:
         return made | {"reason": f"{made['reason']}, and this release not even one call"}
-    agreement = replace(_agreement(entry, answers, None), max_steps=None)  # of which a few values tell nothing
+    agreement = replace(_agreement(entry, answered, None), max_steps=None)  # of which a few values tell nothing
     if device.delegate:  # they compute in half precision
         needed_db = min(needed_db, ladder.HALF_AGREEMENT_DB)
     strays = agreement.sqnr_db < needed_db

@@ -35,9 +35,9 @@ def network(wide: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), wide, nn.ReLU6(), nn.Conv2d(8, 4, 1)).eval()
 
 
-def answered(model: Model, folder: Path, target: TFLite = ONE) -> np.ndarray:
+def answered(model: Model, folder: Path, target: TFLite = ONE, task: Noise = TASK) -> np.ndarray:
     """By the file, in which no depthwise kernel has too many taps."""
-    artifact = target.build(model, TASK, folder, 1)
+    artifact = target.build(model, task, folder, 1)
     graph = Flatbuffer(artifact.file.read_bytes())
     weights = [int(made.inputs[1]) for made in graph.operators if graph.kind(made) == "DEPTHWISE_CONV_2D"]
     assert len(weights) > 1
@@ -46,7 +46,7 @@ def answered(model: Model, folder: Path, target: TFLite = ONE) -> np.ndarray:
     assert all(np.prod(graph.shape(weight)[1:3]) <= MOST_TAPS for weight in weights)
     assert artifact.rewrites == {"wide depthwise kernels made sums of narrower ones": 1}
     session = target.open(artifact.file)
-    outputs = evaluate(session, TASK, "test").outputs["y"]
+    outputs = evaluate(session, task, "test").outputs["y"]
     session.close()
     return outputs
 
@@ -78,6 +78,17 @@ def test_compressed_files_repeat_their_simulation(name, form, tmp_path):
     plan = Quantization(net, TASK, "min-max").in_form(form)
     deployed = answered(Model(net=net, quantization=plan), tmp_path)
     assert np.array_equal(plan.evaluated(TFLite.scheme, "test").outputs["y"], deployed)
+
+
+@pytest.mark.parametrize("form", ["int8", "int8 dynamic"])
+def test_long_kernels_of_sequences_too(form, tmp_path):
+    """As speech has them: 31 taps see 31 frames."""
+    torch.manual_seed(0)
+    task = Noise(shape=(8, 40), num_samples=16)
+    net = nn.Sequential(nn.Conv1d(8, 8, 1), nn.ReLU(), nn.Conv1d(8, 8, 31, padding=15, groups=8), nn.Conv1d(8, 4, 1))
+    plan = Quantization(net.eval(), task, "min-max").in_form(form)
+    deployed = answered(Model(net=net, quantization=plan), tmp_path, task=task)
+    assert stats.sqnr_db(plan.evaluated(TFLite.scheme, "test").outputs["y"], deployed) > 120
 
 
 def test_files_for_any_batch_have_narrow_kernels_too(tmp_path):

@@ -47,7 +47,8 @@ def _wide(graph: GraphModule, scheme: Scheme) -> list[Node]:
     """The depthwise convolutions that have more taps than the int8 kernels of a runtime."""
     found = []
     for node in graph.graph.nodes:
-        if scheme.most_depthwise_taps is not None and str(node.target) == "aten.conv2d.default" and is_weighted(node):
+        is_convolution = str(node.target) in ("aten.conv1d.default", "aten.conv2d.default")
+        if scheme.most_depthwise_taps is not None and is_convolution and is_weighted(node):
             shape = _weight(graph, node).shape
             groups = node.args[6] if len(node.args) > 6 else 1
             if groups == shape[0] > 1 and math.prod(shape[2:]) > scheme.most_depthwise_taps:
