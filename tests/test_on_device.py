@@ -23,8 +23,9 @@ from onnx import TensorProto, helper
 
 from edgedl import benching, devices, measure, on_device, plugins, runner, stats
 from edgedl.core import Batch, Session, TargetError, UsageError
-from edgedl.devices import qemu_aarch64
+from edgedl.devices import Device, qemu_aarch64
 from edgedl.devices.local import Local
+from edgedl.loads import Asked
 from edgedl.report import page, terminal
 from edgedl.run import read_devices, read_report
 from edgedl.tasks.digits import Digits
@@ -406,6 +407,23 @@ def test_options_that_a_run_has_itself_are_refused(given, run):
 
 
 EVERYTHING = ("--batches", "1,3", "--cold", "1", "--sustained", "0.1", "--energy", "--end-to-end")
+
+
+@pytest.mark.parametrize(
+    ("asked", "program", "said"),
+    [
+        (Asked(end_to_end=True), None, "--end-to-end is of this machine"),
+        (Asked(cold=1), "benchmark_model 1", "benchmark_model times files, and answers nothing else"),
+    ],
+)
+def test_what_a_device_cannot_answer_is_said_before_anything_runs(asked, program, said, run, tmp_path, monkeypatch):
+    (tmp_path / "edgedl").mkdir()
+    (tmp_path / "edgedl" / "devices.toml").write_text('[bench]\naddress = "local"\n')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(Device, "program", program)
+    with pytest.raises(UsageError, match=said):
+        on_device.bench(run, "bench", 0.01, asked)
+    assert not on_device.results_file(run, "bench").exists()
 
 
 def test_all_that_can_be_asked_of_a_run_is_answered_and_kept(run):
