@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgedl import gate
 from edgedl.core import UsageError
 from edgedl.run import find_finished, read_devices, read_report
+from edgedl.stats import Speedup
 
 OBJECTIVES = ("score", "latency", "size", "energy")
 """What makes a file better than another, in the order in which `picking` asks for it."""
@@ -200,7 +202,7 @@ def _files(folder: Path, reports: Mapping[Path, Mapping[str, Any]]) -> list[File
         score = row["score"]
         drop = None if score is None or reference is None else sign * (reference - score)
         if row["device"] not in here:
-            row = _gated(row, drop, recipe["limits"])
+            row = _gated(row, drop, recipe["limits"], metric["name"])
         file = File(folder, label, str(recipe["name"]), recipe["task"], metric, drop, row)
         # All that is asked of a row later, so that a damaged one is found here.
         _ = [file.value(name) for name in ("drop", "speedup", *OBJECTIVES)], _exam(file), file.name, file.path
@@ -209,14 +211,13 @@ def _files(folder: Path, reports: Mapping[Path, Mapping[str, Any]]) -> list[File
     return files
 
 
-def _gated(row: Mapping[str, Any], drop: float | None, limits: Mapping[str, Any]) -> Mapping[str, Any]:
+def _gated(row: Mapping[str, Any], drop: float | None, limits: Mapping[str, Any], metric: str) -> Mapping[str, Any]:
     """A row of another device, held to what the recipe's gate asks: the run judged the file by the times of its own."""
-    if row["status"] == "ok" and drop is not None and drop > limits["score_drop"]:
-        return {**row, "status": "refused", "reason": f"its score drops by more than {limits['score_drop']}"}
-    slower = row["speedup"] is not None and row["speedup"]["verdict"] == "slower"
-    if row["status"] == "ok" and slower and limits["slower"] == "refuse":
-        return {**row, "status": "refused", "reason": "it is slower than the float file there"}
-    return row
+    if row["status"] != "ok":
+        return row
+    lost = None if drop is None else gate.loss(row["score"], drop, limits["score_drop"], metric)
+    reason = lost or gate.slowness(row["speedup"] and Speedup(**row["speedup"]), limits["slower"])
+    return {**row, "status": "refused", "reason": reason} if reason else row
 
 
 def _exam(file: File) -> tuple[Any, ...]:

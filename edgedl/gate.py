@@ -96,19 +96,25 @@ def objection(candidate: Candidate, limits: Limits, metric: Metric) -> str | Non
     if candidate.climb.breach:
         return candidate.climb.breach
     deployed = candidate.climb.rungs[-1]
-    if deployed.drop > limits.score_drop:
-        return (
-            f"its {metric.name} is {deployed.score:.4f}, {deployed.drop:.4f} worse than the float network's; "
-            f"the recipe allows {limits.score_drop}"
-        )
-    speedup = candidate.speedup
-    if speedup is not None and speedup.verdict == "slower" and limits.slower == "refuse":
-        low, high = speedup.ci95
-        return (
-            f"it is slower than the fastest float file on this runtime: {speedup.median:.2f}x ({low:.2f} to {high:.2f})"
-            f"{_explain(candidate)}"
-        )
-    return None
+    if lost := loss(deployed.score, deployed.drop, limits.score_drop, metric.name):
+        return lost
+    slower = slowness(candidate.speedup, limits.slower)
+    return f"{slower}{_explain(candidate)}" if slower else None
+
+
+def loss(score: float, drop: float, most: float, metric: str) -> str | None:
+    """Why a file with this score may not ship; None if it may."""
+    if drop <= most:
+        return None
+    return f"its {metric} is {score:.4f}, {drop:.4f} worse than the float network's; the recipe allows {most}"
+
+
+def slowness(speedup: Speedup | None, slower: str) -> str | None:
+    """Why a file with this speed-up may not ship where the recipe says `slower`; None if it may."""
+    if speedup is None or speedup.verdict != "slower" or slower == "allow":
+        return None
+    low, high = speedup.ci95
+    return f"it is slower than the fastest float file on this runtime: {speedup.median:.2f}x ({low:.2f} to {high:.2f})"
 
 
 def _explain(candidate: Candidate) -> str:

@@ -340,7 +340,8 @@ def test_files_of_another_device_are_held_to_the_recipes_limits_there(tmp_path):
         row("float", "tflite", 4.0, 1_692_144),
         row("compressed", "tflite", 1.0, 432_464, score=0.9722),
         row("compressed", "onnxruntime", 1.0, 458_060, score=0.9),
-        row("compressed", "onnxruntime", 5.0, 458_060) | {"speedup": {"median": 0.8, "verdict": "slower"}},
+        row("compressed", "onnxruntime", 5.0, 458_060)
+        | {"speedup": {"median": 0.8, "ci95": [0.79, 0.82], "verdict": "slower"}},
     ]
     found = {"schema": 1, "device": "a phone", "timed": True, "environment": {}, "left_out": [], "warnings": [],
              "rows": [each | {"device": "a phone"} for each in rows]}  # fmt: skip
@@ -349,6 +350,8 @@ def test_files_of_another_device_are_held_to_the_recipes_limits_there(tmp_path):
     files = comparison.read([str(tmp_path / "run")], tmp_path)
     (group,) = (group for group in comparison.groups(files) if group.device == "a phone")
     assert [member.row["status"] for member in group.files] == ["ok", "ok", "refused", "refused"]
+    assert "the recipe allows" in group.files[2].row["reason"]
+    assert "0.80x (0.79 to 0.82)" in group.files[3].row["reason"]
     assert picking.pick(group, picking.parse("latency<2ms, score>=0.5")).file is group.files[1]
 
 
