@@ -11,6 +11,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -38,8 +39,7 @@ def names(kind: Kind) -> list[str]:
     """All plugins of a kind as recipes spell them: edgedl's own and those of installed packages."""
     package = importlib.import_module(f"edgedl.{kind}")
     own = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    foreign = [entry.name for entry in importlib.metadata.entry_points(group=f"edgedl.{kind}")]
-    return sorted({name.replace("_", "-") for name in own + foreign})
+    return sorted({name.replace("_", "-") for name in own} | _foreign(kind).keys())
 
 
 def load(kind: Kind, name: str) -> type[Part]:
@@ -49,9 +49,9 @@ def load(kind: Kind, name: str) -> type[Part]:
     """
     if ":" in name:
         return _checked(kind, name, named(name))
-    for entry in importlib.metadata.entry_points(group=f"edgedl.{kind}"):
-        if entry.name.replace("_", "-") == name:
-            return _checked(kind, name, named(f"{entry.module}:{entry.attr}"))
+    foreign = _foreign(kind)
+    if name in foreign:
+        return _checked(kind, name, named(foreign[name]))
     if name not in names(kind):
         raise UsageError(f"no {kind} named {name!r}; {nearest(name, names(kind))}")
     module_name = name.replace("-", "_")
@@ -59,6 +59,18 @@ def load(kind: Kind, name: str) -> type[Part]:
     wanted = module_name.replace("_", "")
     found = next(value for key, value in vars(module).items() if key.lower() == wanted and isinstance(value, type))
     return _checked(kind, name, found)
+
+
+def _foreign(kind: Kind) -> dict[str, str]:
+    """Where the plugins of installed packages are, by name."""
+    entries = _entry_points(tuple(sys.path)).select(group=f"edgedl.{kind}")
+    return {entry.name.replace("_", "-"): f"{entry.module}:{entry.attr}" for entry in entries}
+
+
+@cache
+def _entry_points(path: tuple[str, ...]) -> Any:  # whose type is not the same in all versions of Python
+    """Those of all packages on a path: reading their metadata takes longer than reading a recipe."""
+    return importlib.metadata.entry_points()
 
 
 def named(source: str) -> Any:
