@@ -1,13 +1,17 @@
-"""What a device answered to the questions of `loads.py`, checked, as it goes into rows: it is not to be trusted."""
+"""What a device answered, checked: it is not to be trusted. What is said of `loads.py` goes into rows as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
+from edgedl.benchmarked import Benchmarked
 from edgedl.devices import plain
+from edgedl.sessions import TargetError
 
 KEYS = ("throughput", "cold_start", "sustained", "energy", "end_to_end")
 """Of a row: what was asked of its file, and answered; the last only by the host."""
@@ -116,6 +120,69 @@ class Answers(Checked):
     energy: Energy | None = None
 
 
+class Built(BaseModel, strict=True):
+    """Engines that the device made of a network's files."""
+
+    by: Said
+    built_for: Said | None
+    power_mode: Said | None
+    seconds: Time
+    size_bytes: NonNegativeInt
+
+
+class Found(BaseModel, strict=True):
+    """What a device found of a network's files: an `error`, or the rest."""
+
+    error: Said | None
+    runtime: Said = ""
+    init_ms: Time | None = None
+    peak_memory_bytes: NonNegativeInt | None = None
+    blocks_ms: Annotated[list[Block], Field(min_length=1)] | None = None
+    calls_ms: dict[str, Time] = Field(default_factory=dict)
+    """The median latency of a call of each graph, where there are several."""
+    not_timed: Said | None = None
+    """Why there are no latencies, where they were asked for."""
+    built: Built | None = None
+    benchmarked: Benchmarked | None = None
+    """What `benchmark_model` printed of it, which answers no test set. No device can say so itself."""
+    answers: Answers | None = None
+    """To what else was asked."""
+
+
+class Result(BaseModel, strict=True):
+    """`result.json`, which a device wrote."""
+
+    device: dict[Said, Said | int | FiniteFloat | dict[Said, Said] | None]
+    networks: dict[str, Found]
+
+
+def read(file: Path, device: str, names: Collection[str], rounds: int) -> Result:
+    """The result that a device left for the networks of these names, timed in so many rounds.
+
+    Raises `TargetError` for anything else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
+        result = Result.model_validate(content)
+    except FileNotFoundError as error:
+        raise TargetError(f"{device}: the runner left no {file.name}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise TargetError(f"{device}: {file.name} is none: {plain(where)}: {plain(first['msg'])}") from error
+    except (ValueError, RecursionError) as error:
+        raise TargetError(f"{device}: {file.name} is no JSON: {plain(str(error))}") from error
+    if lacking := [name for name in names if name not in result.networks]:
+        raise TargetError(f"{device}: {file.name} lacks {', '.join(lacking)}")
+    if any(found.blocks_ms and len(found.blocks_ms) != rounds for found in result.networks.values()):
+        raise TargetError(f"{device}: {file.name} has other blocks of latencies than it was asked for")
+    return result
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
 def of_row(found: Answers | None) -> dict[str, Any]:
     """The keys of a row, all of them: null for what was not asked."""
     said = found.model_dump() if found else {}
@@ -129,10 +196,16 @@ def of_row(found: Answers | None) -> dict[str, Any]:
 
 def with_earlier(rows: Sequence[dict[str, Any]], earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows with what was answered before of the very same files on the device, where it was not asked again."""
-    known = {(row["variant"], row["target"], row["sha256"], row["device"]): row for row in earlier}
+    known = {_identity(row): row for row in earlier}
     made = []
     for row in rows:
-        before = known.get((row["variant"], row["target"], row["sha256"], row["device"]), {})
+        before = known.get(_identity(row), {})
         kept = {key: before[key] for key in (*KEYS, "energy_mj") if row[key] is None and before.get(key) is not None}
         made.append(row | kept)
     return made
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What is the same of the same files on the same device."""
+    digests = (row["sha256"], *(graph["sha256"] for graph in (row.get("graphs") or {}).values()))
+    return row["variant"], row["target"], row["device"], digests

@@ -5,18 +5,32 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from edgedl import devices, engine_there, examples, files, measure, on_device, passport, plugins, progress, recipe
+from edgedl import (
+    devices,
+    engine_there,
+    examples,
+    files,
+    graph_session,
+    measure,
+    on_device,
+    passport,
+    progress,
+    recipe,
+    sending,
+)
+from edgedl.answers import Built
 from edgedl.core import TargetError, Task, UsageError
 from edgedl.devices import Device
-from edgedl.on_device import RUNNER, Built
+from edgedl.graph_session import Recorder
 from edgedl.run import read_report
+from edgedl.sending import RUNNER
 from edgedl.ssh_link import printable
 
 EXAMPLE = "example.py"
@@ -84,30 +98,36 @@ def gathered(
     folder: Path, row: Mapping[str, Any], report: Mapping[str, Any], task: Task, device: Device, work: Path
 ) -> dict[str, Path]:
     """All that is left on a device, by name; an engine is built there. Raises `UsageError`, `TargetError`."""
-    source = folder / row["file"]
-    if not source.is_file() or files.sha256(source) != row["sha256"]:
-        raise UsageError(f"{source}: not the file that {folder / 'report.json'} tells of; compress again")
-    about = json.loads(source.with_name("artifact.json").read_text(encoding="utf-8"))
-    found = {source.name: source, "example.npz": work / "example.npz", "artifact.json": work / "artifact.json"}
-    _record(source, row, task, found["example.npz"])
+    sources = sending.files_of(folder, row)
+    about = sending.passport_of(folder, row)
+    plain = _plain_names(list(sources))
+    found = {f"{plain[graph]}{file.suffix}": file for graph, file in sources.items()}
+    found |= {name: work / name for name in ("example.npz", "artifact.json")}
+    specs = _record(sources, row, task, found["example.npz"])
+    ships = {graph: f"{plain[graph]}{file.suffix}" for graph, file in sources.items()}
     if row["target"].startswith("tensorrt"):
         found[RUNNER] = work / RUNNER
-        on_device.make_runner(found[RUNNER])
+        sending.make_runner(found[RUNNER])
     if row["target"] == "tensorrt":
-        found |= {name: source.with_name(name) for name in ("model.onnx", "build.sh")}
-        how, _ = on_device.building(folder, row, report)
-        engine, built = _built(found, how, device, work)
-        found |= {file.name: file for file in engine}
+        found |= {f"{plain[graph]}.onnx": file.with_name("model.onnx") for graph, file in sources.items()}
+        found |= _scripts(sources, plain, work)
+        how, _ = sending.building(folder, row, report)
+        engines, built = _built(found, [f"{name}.onnx" for name in plain.values()], how, device, work)
+        found |= {file.name: file for file in engines}
+        ships = {graph: f"{name}.engine" for graph, name in plain.items()}
         about |= {
-            "file": "model.engine",
             "size_bytes": built.size_bytes,
-            "sha256": files.sha256(found["model.engine"]),
             "status": "ok",
             "reason": None,
             "built_for": built.built_for,
             "versions": {**about["versions"], "built_by": built.by},
         }
-    files.write_json(found["artifact.json"], about)
+    of_files = {
+        graph: {"file": name, "size_bytes": found[name].stat().st_size, "sha256": files.sha256(found[name])}
+        for graph, name in ships.items()
+    }
+    graphs = {graph: of_files[graph] | specs[graph] for graph in of_files}
+    files.write_json(found["artifact.json"], about | graphs.get("", {"graphs": graphs}))
     texts = {EXAMPLE: examples.python(row["target"])}
     if row["target"] == "tflite" and device.is_phone:
         texts["LoadModel.kt"] = examples.KOTLIN
@@ -120,35 +140,75 @@ def gathered(
     return found
 
 
-def _record(source: Path, row: Mapping[str, Any], task: Task, file: Path) -> None:
-    """Keeps the first sample of the test split, and what the file answers to it here, as arrays in order."""
-    engine = row["target"].startswith("tensorrt")
-    opened = source.with_name("model.onnx") if engine else source
-    target = plugins.stand_in() if engine else plugins.target_for(opened, 1, row["target"])
-    plugins.require([target], "open")
-    session = target.open(opened)
-    given = measure.sample(task, session)
-    answers = session.run(given)
-    np.savez(file, *(given[name] for name in session.inputs), *(answers[name] for name in session.outputs))
+def _plain_names(graphs: Sequence[str]) -> dict[str, str]:
+    """What the files of each graph are called on the device, before their endings: its name if all names are plain."""
+    if all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", graph) for graph in graphs):
+        return {graph: graph for graph in graphs}
+    return {graph: f"graph-{place}" if graph else "model" for place, graph in enumerate(graphs)}
+
+
+def _record(sources: Mapping[str, Path], row: Mapping[str, Any], task: Task, to: Path) -> dict[str, dict[str, Any]]:
+    """Of each graph the first call for the test split, and what this machine answers, as `example.py` reads them.
+
+    Arrays lie in order: a graph's inputs, its outputs, then those of the next. Returns their names and types.
+    """
+    if row["target"].startswith("tensorrt"):
+        sources = {graph: file.with_name("model.onnx") for graph, file in sources.items()}
+    session = sending.opened(row, sources, 1)
+    recorder = Recorder(session)
+    first = next(task.batches("test", measure.batch_size(session)))
+    measure.answers(recorder, task, [first])
+    arrays: list[np.ndarray] = []
+    specs = {}
+    for graph, one in graph_session.parts(session).items():
+        place = next((place for place, (name, _) in enumerate(recorder.calls) if name == graph), None)
+        if place is None:
+            raise UsageError(
+                f"task {task.use} never calls graph {graph} for the first test sample: there is no example"
+            )
+        given = graph_session.fitted(recorder.calls[place][1], one)
+        arrays += [*given.values(), *(recorder.answered[place][name] for name in one.outputs)]
+        specs[graph] = {
+            "inputs": {name: vars(spec) for name, spec in one.inputs.items()},
+            "outputs": {name: vars(spec) for name, spec in one.outputs.items()},
+        }
     session.close()
+    np.savez(to, *arrays)
+    return specs
 
 
-def _built(found: Mapping[str, Path], how: Mapping[str, Any], device: Device, work: Path) -> tuple[list[Path], Built]:
-    """The engine that the device builds of the ONNX file, with its passport and times, and what it says of it."""
+def _scripts(sources: Mapping[str, Path], plain: Mapping[str, str], work: Path) -> dict[str, Path]:
+    """What builds each engine again after an update: `build.sh`, or one script a graph, for its file by its name."""
+    found = {}
+    for graph, file in sources.items():
+        name = "build.sh" if not graph else f"{plain[graph]}.build.sh"
+        text = file.with_name("build.sh").read_text(encoding="utf-8")
+        for ending in ("onnx", "engine"):
+            text = text.replace(f"model.{ending}", f"{plain[graph]}.{ending}")
+        found[name] = work / name
+        files.write_text(found[name], text)
+    return found
+
+
+def _built(
+    found: Mapping[str, Path], sources: Sequence[str], how: Mapping[str, Any], device: Device, work: Path
+) -> tuple[list[Path], Built]:
+    """The engines that the device builds of ONNX files, with passports and times, and what it says of them."""
     if not device.builds_engines:
-        raise UsageError(f"{device.name}: {on_device.NO_TENSORRT}")
-    files.write_json(work / "build.json", {"file": "model.onnx", "builds": how})
-    device.push({"model.onnx": found["model.onnx"], RUNNER: found[RUNNER], "build.json": work / "build.json"})
+        raise UsageError(f"{device.name}: {sending.NO_TENSORRT}")
+    files.write_json(work / "build.json", [{"file": name, "builds": how} for name in sources])
+    needed = (*sources, RUNNER)
+    device.push({name: found[name] for name in needed} | {"build.json": work / "build.json"})
     _ran(device, ["-c", BUILD], "the engine was not built")
-    engine = engine_there.engine_of(work / "model.onnx")
-    made = [engine, passport.file_beside(engine), work / engine_there.TIMINGS]
+    engines = [engine_there.engine_of(work / name) for name in sources]
+    made = [*engines, *map(passport.file_beside, engines), work / engine_there.TIMINGS]
     device.pull([*(file.name for file in made), "built.json"], work)
     try:
         built = Built.model_validate_json((work / "built.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise TargetError(f"{device.name}: it does not say what it built: {printable(first)}") from error
-    if not engine.is_file() or passport.read(engine) is None:
+    if any(not engine.is_file() or passport.read(engine) is None for engine in engines):
         raise TargetError(f"{device.name}: it says that it built an engine, and there is none, or no passport")
     return [file for file in made if file.is_file()], built
 
@@ -181,8 +241,6 @@ def _why_not(row: Mapping[str, Any]) -> str | None:
     named = f"{row['variant']} on {row['target']}"
     if row["file"] is None:
         return f"{named}: there is no file: {row['reason']}"
-    if row.get("graphs"):
-        return f"{named}: it is several graphs, which are not deployed with an example: copy the folder {row['file']}"
     return None if row["target"] in examples.RUNS else f"{named}: there is no example for files of this target"
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
-from edgedl import android, devices, on_device
+from edgedl import android, devices, sending
 from edgedl.devices import Device, plain, qemu_aarch64
 from edgedl.sessions import EdgedlError, TargetError
 
@@ -46,10 +46,10 @@ def known(seconds: float = SECONDS) -> list[dict[str, Any]]:
 def describe(device: Device) -> dict[str, Any]:
     """What the Python on a device says the device is. Raises `TargetError`."""
     with tempfile.TemporaryDirectory() as folder:
-        runner = Path(folder) / on_device.RUNNER
-        on_device.make_runner(runner)
-        device.push({on_device.RUNNER: runner})
-    done = device.run([on_device.RUNNER, "--describe"])
+        runner = Path(folder) / sending.RUNNER
+        sending.make_runner(runner)
+        device.push({sending.RUNNER: runner})
+    done = device.run([sending.RUNNER, "--describe"])
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise TargetError(plain(said[-1]) if said else f"its Python ended with status {done.returncode}")

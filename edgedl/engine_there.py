@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,27 +18,29 @@ TIMINGS = "timing.cache"
 """What one build has learned of kernels, for the next one in this folder."""
 
 
-def build(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the engine and its passport beside the file of a job's entry, and says by what and for what it is."""
-    trt, file = _tensorrt(), Path(entry["file"])
-    sizes = {name: Range(*found) for name, found in entry["builds"]["sizes"].items()}
-    start = time.perf_counter()
-    made = write_engine(
-        trt, file, engine_of(file), sparse=entry["builds"]["sparse"], sizes=sizes, timing_cache=Path(TIMINGS)
-    )
-    seconds = time.perf_counter() - start
+def build(graphs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Writes engines and their passports beside the files of a network's graphs; by what and for what they are."""
+    trt = _tensorrt()
+    start, size_bytes = time.perf_counter(), 0
+    for graph in graphs:
+        file = Path(graph["file"])
+        sizes = {name: Range(*found) for name, found in graph["builds"]["sizes"].items()}
+        made = write_engine(
+            trt, file, engine_of(file), sparse=graph["builds"]["sparse"], sizes=sizes, timing_cache=Path(TIMINGS)
+        )
+        size_bytes += engine_of(file).stat().st_size
     known = made.gpu is not None or made.compute_capabilities is not None
     return {
         "by": describe(trt),
         "built_for": f"{made.built_for}, {describe(trt)}" if known else None,
         "power_mode": made.power_mode,
-        "seconds": seconds,
-        "size_bytes": engine_of(file).stat().st_size,
+        "seconds": time.perf_counter() - start,
+        "size_bytes": size_bytes,
     }
 
 
 def main() -> None:
-    """Does what `build.json` in this folder says, and writes `built.json`."""
+    """Builds the graphs of `build.json` in this folder, and writes `built.json`."""
     try:
         found = build(json.loads(Path("build.json").read_text(encoding="utf-8")))
     except TargetError as error:

@@ -107,40 +107,46 @@ def one_of(path: Path) -> Path:
 
 
 class Recorder:
-    """A session whose graphs note what they are given."""
+    """A session that notes what its graphs are given, and what they answer; a network's only graph has no name."""
 
     def __init__(self, session: Session) -> None:
+        self.session = session
         self.calls: list[Call] = []
-        self.runtime, self.inputs, self.outputs = session.runtime, session.inputs, session.outputs
-        self.graphs = {name: _Recorded(name, graph, self.calls) for name, graph in session.graphs.items()}
-        self.run, self.profile, self.activations = session.run, session.profile, session.activations
-        self.close = session.close
+        self.answered: list[Batch] = []
+        self.num_bytes = 0
+        """Of what was given."""
+        self.graphs = {name: _Recorded(name, graph, self) for name, graph in session.graphs.items()}
+        self.run = _Recorded("", session, self).run
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
 
 
 class _Recorded:
-    def __init__(self, name: str, graph: Session, calls: list[Call]) -> None:
-        self.name, self.graph, self.calls = name, graph, calls
-        self.runtime, self.inputs, self.outputs, self.graphs = graph.runtime, graph.inputs, graph.outputs, graph.graphs
-        self.profile, self.activations, self.close = graph.profile, graph.activations, graph.close
+    def __init__(self, name: str, graph: Session, notes: Recorder) -> None:
+        self.name, self.graph, self.notes = name, graph, notes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.graph, name)
 
     def run(self, batch: Batch) -> Batch:
-        self.calls.append((self.name, {name: np.array(values) for name, values in batch.items()}))
-        return self.graph.run(batch)
+        given = {name: np.array(values) for name, values in batch.items()}  # the task may go on in the same arrays
+        answers = self.graph.run(batch)
+        self.notes.calls.append((self.name, given))
+        self.notes.answered.append({name: np.array(values) for name, values in answers.items()})
+        self.notes.num_bytes += sum(values.nbytes for values in given.values())
+        return answers
 
 
 class Replay(GraphSession):
     """Graphs that play recorded calls again at every `run`, whatever it is given: the same work for every file.
 
-    States that are of another width here, as in a pruned network, are filled with the values that there are. What each
-    call takes is noted, by graph.
+    What each call takes is noted, by graph.
     """
 
     def __init__(self, session: Session, calls: Sequence[Call]) -> None:
         super().__init__(session.graphs)
-        self.calls = [
-            (name, {key: _fitted(given[key], spec) for key, spec in self.graphs[name].inputs.items()})
-            for name, given in calls
-        ]
+        self.calls = [(name, fitted(given, self.graphs[name])) for name, given in calls]
         self.latencies_ms: dict[str, list[float]] = {name: [] for name in self.graphs}
 
     def run(self, batch: Batch) -> Batch:
@@ -165,7 +171,31 @@ class Replay(GraphSession):
         return {name: sum(called == name for called, _ in self.calls) for name in self.graphs}
 
 
+def played(session: Session, calls: Sequence[Call]) -> tuple[Session, Batch]:
+    """What is timed of a session, and what it is given: the first call or, of several graphs, all calls again."""
+    return (Replay(session, calls), {}) if session.graphs else (session, fitted(calls[0][1], session))
+
+
+def joined(graphs: Mapping[str, Session]) -> Session:
+    """The session of a network's graphs by name; a network's only graph, which has no name, is that session itself."""
+    return graphs[""] if "" in graphs else GraphSession(graphs)
+
+
+def parts(session: Session) -> Mapping[str, Session]:
+    """What `joined` was given."""
+    return session.graphs or {"": session}
+
+
+def fitted(given: Batch, session: Session) -> Batch:
+    """A call in the shapes and types that a file takes: a session would have to narrow int64 at every run.
+
+    States that are of another width here, as in a pruned network, are filled with the values that there are.
+    """
+    return {name: _fitted(given[name], spec) for name, spec in session.inputs.items()}
+
+
 def _fitted(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
     """Values in the shape that a file takes; a dimension of 1 may be one of any size."""
     wanted = tuple(now if size == 1 else size for now, size in zip(values.shape, spec.shape, strict=True))
-    return values if values.shape == wanted else np.resize(values, wanted)
+    shaped = values if values.shape == wanted else np.resize(values, wanted)
+    return np.ascontiguousarray(shaped, spec.dtype)

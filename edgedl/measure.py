@@ -72,7 +72,11 @@ def evaluate(session: Session, task: Task, split: Split, num_samples: int | None
     """Runs a whole split, or its first samples, through a session, and scores what it answers."""
     size = batch_size(session)
     num_batches = None if num_samples is None else -(-num_samples // size)
-    found = answers(session, task, islice(task.batches(split, size), num_batches))
+    return scored(answers(session, task, islice(task.batches(split, size), num_batches)), task, split, num_samples)
+
+
+def scored(found: Batch, task: Task, split: Split, num_samples: int | None = None) -> Scored:
+    """What the answers to a whole split, or to its first samples, are worth."""
     outputs = {name: values[:num_samples] for name, values in found.items()}
     arrays = {name: values[:num_samples] for name, values in task.arrays(split).items()}
     return Scored(

@@ -212,12 +212,14 @@ def target_for(file: Path, threads: int, use: str | None = None) -> Target:
 
 
 def _opened_with(file: Path, target: type[Part]) -> dict[str, Any]:
-    """How the recipe says a run's engine is to be run, where `artifact.json` lies beside it."""
-    try:
-        told = json.loads((file.parent / "artifact.json").read_text(encoding="utf-8"))["target"]
-        return {key: told[key] for key in ("cuda_graph", "spin_wait") if key in told and key in target.model_fields}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """How the recipe says a run's engine is to be run, where `artifact.json` lies beside it, or above several."""
+    for folder in (file.parent, file.parent.parent):
+        try:
+            told = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["target"]
+            return {key: told[key] for key in ("cuda_graph", "spin_wait") if key in told and key in target.model_fields}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}
 
 
 def pip_line(*extras: str) -> str:

@@ -1,7 +1,7 @@
 """What runs on a device: `python3 edgedl.pyz`, a zipapp of this module and what it imports, beside a `job.json`.
 
 It needs Python 3.10, numpy and a runtime, and knows neither tasks nor targets: it opens files, answers what it is
-given, times, and writes `result.json` and each file's answers. The host makes scores of them (`on_device.py`).
+given, times, and writes `result.json` and each network's answers. The host makes scores of them (`on_device.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgedl import jetson, loads, measure
+from edgedl import graph_session, jetson, loads, measure
 from edgedl.devices import local
+from edgedl.graph_session import Replay
 from edgedl.loads import Asked
 from edgedl.sessions import Batch, EdgedlError, Session
 
-SCHEMA = 1
+SCHEMA = 2
 """Of job and result: the two come from the same edgedl, unless somebody has kept an old one."""
 OPENERS = {
     # what the job calls it -> what opens it, and the libraries of which the first that is there runs it
@@ -33,10 +34,14 @@ OPENERS = {
     "onnxruntime": ("edgedl.onnx_session:OnnxRuntimeSession", ("onnxruntime",)),
     "tensorrt": ("edgedl.engine_there:open_engine", ("tensorrt",)),
 }
-MIN_POWER_SECONDS = 2.0
-"""How long a file runs at least to see what it draws: sensors are slow."""
 MAX_LINES = 3
 """Of what a process said before it died, the last."""
+
+
+Entry: TypeAlias = Mapping[str, Any]
+"""A network in the job: its `name`, what `opens` it with how many `threads` and which `settings`; by name its `graphs`,
+each with the `file`, names of `inputs` and `outputs`, the `calls` to answer and what `builds` it, if anything; where
+the `answers` go; and what is `timed`: the `order` in which graphs are called, with the first of which `calls`."""
 
 
 class Pace(NamedTuple):
@@ -57,71 +62,75 @@ def main() -> None:
     job = json.loads(Path("job.json").read_text(encoding="utf-8"))
     if job["schema"] != SCHEMA:
         sys.exit(f"the job is of schema {job['schema']}, this runner of {SCHEMA}")
-    found = {entry["file"]: _answered(entry) for entry in job["files"]}
-    for target in dict.fromkeys(entry["opens"] for entry in job["files"]) if job["pace"] else ():
-        sound = [entry for entry in job["files"] if entry["opens"] == target and not found[entry["file"]]["error"]]
-        timed = in_child(partial(measured, sound, Pace(**job["pace"])))
-        for name in (entry["file"] for entry in sound):
-            found[name] |= {"blocks_ms": timed.get(name), "not_timed": timed["error"]}
-        for entry in sound if jetson.TEGRASTATS else ():
-            found[entry["file"]]["power"] = in_child(partial(powered, entry, Pace(**job["pace"]))).get("power")
-    for entry in job["files"] if job.get("asked") else ():
-        if not found[entry["file"]]["error"]:
-            asked = partial(answered, entry, Asked(**job["asked"]), Pace(**job["pace"]))
-            found[entry["file"]]["answers"] = in_child(asked)
-    content = {"schema": SCHEMA, "device": local.describe() | jetson.describe(), "files": found}
+    networks, pace, asked = job["networks"], job["pace"] and Pace(**job["pace"]), Asked(**job["asked"])
+    found = {entry["name"]: _answered(entry) for entry in networks}
+    for target in dict.fromkeys(entry["opens"] for entry in networks) if pace else ():
+        sound = [entry for entry in networks if entry["opens"] == target and not found[entry["name"]]["error"]]
+        timed = in_child(partial(measured, sound, pace))
+        for name in (entry["name"] for entry in sound):
+            found[name] |= timed.get(name, {}) | {"not_timed": timed["error"]}
+    if pace and jetson.TEGRASTATS:  # what a Jetson is chosen for
+        asked = asked._replace(energy=True)
+    for entry in networks if any(asked) else ():
+        if not found[entry["name"]]["error"]:
+            found[entry["name"]]["answers"] = in_child(partial(answered, entry, asked, pace))
+    content = {"schema": SCHEMA, "device": local.describe() | jetson.describe(), "networks": found}
     Path("result.json.partial").write_text(json.dumps(content), encoding="utf-8")
     Path("result.json.partial").replace("result.json")
 
 
-def _answered(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What is found of a file, after it was built where that is to be done here; each in a process of its own."""
-    if not entry.get("builds"):
-        return in_child(partial(answer, entry))
-    from edgedl import engine_there
+def _answered(entry: Entry) -> dict[str, Any]:
+    """What is found of a network, after it was built where that is to be done here; each in processes of its own."""
+    built: dict[str, Any] = {}
+    if any(graph["builds"] for graph in entry["graphs"].values()):
+        from edgedl import engine_there
 
-    built = in_child(lambda: {"built": engine_there.build(entry)})
-    return built if built["error"] else built | in_child(partial(answer, entry))
+        built = in_child(lambda: {"built": engine_there.build(entry["graphs"].values())})
+    return built if built.get("error") else built | in_child(partial(answer, entry))
 
 
-def answer(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Opens a file in a process that is still fresh, and keeps what it answers to all calls."""
+def answer(entry: Entry) -> dict[str, Any]:
+    """Opens a network in a process that is still fresh, and keeps what its graphs answer to all calls."""
     _import_runtime(entry["opens"])
     session, cold = measure.first_run(lambda: _open(entry))
-    answered = [session.run(call) for call in _calls(entry)]
-    np.savez(entry["answers"], *(np.stack([batch[name] for batch in answered]) for name in entry["outputs"]))
+    arrays: list[np.ndarray] = []
+    for name, graph in entry["graphs"].items():
+        run = graph_session.parts(session)[name].run
+        found = [run(call) for call in _calls(graph, graph["calls"])]
+        arrays += [np.stack([batch[output] for batch in found]) for output in graph["outputs"]]
+    np.savez(entry["answers"], *arrays)
     return {"runtime": session.runtime, **vars(cold)}
 
 
-def measured(entries: Sequence[Mapping[str, Any]], pace: Pace) -> dict[str, Any]:
-    """Latencies in ms by file, in blocks that were measured in turn."""
-    runs = {entry["file"]: (_open(entry), next(_calls(entry))) for entry in entries}
-    return {name: [list(block) for block in blocks] for name, blocks in measure.interleave(runs, pace).items()}
+def measured(entries: Sequence[Entry], pace: Pace) -> dict[str, Any]:
+    """Of each network latencies in ms, in blocks that were measured in turn, and the median of each graph's calls."""
+    runs = {entry["name"]: _timed(entry) for entry in entries}
+    blocks = measure.interleave(runs, pace)
+    return {
+        name: {
+            "blocks_ms": [list(block) for block in blocks[name]],
+            "calls_ms": session.medians_ms() if isinstance(session, Replay) else {},
+        }
+        for name, (session, _) in runs.items()
+    }
 
 
-def powered(entry: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
-    """What is drawn and how warm it gets while a file runs without a pause; how often it ran, and for how long."""
-    session, batch = _open(entry), next(_calls(entry))
-    measure.warm_up(session, batch)
-    num_runs, start = 0, time.perf_counter()
-    with jetson.watched() as samples:
-        while (seconds := time.perf_counter() - start) < max(pace.min_seconds, MIN_POWER_SECONDS):
-            session.run(batch)
-            num_runs += 1
-    summary = jetson.summarize(samples)
-    return {"power": summary and summary | {"runs": num_runs, "seconds": seconds}}
-
-
-def answered(entry: Mapping[str, Any], asked: Asked, pace: Pace) -> dict[str, Any]:
-    """What else is asked of a file: nothing is timed in turn with other files here."""
+def answered(entry: Entry, asked: Asked, pace: Pace) -> dict[str, Any]:
+    """What else is asked of a network: nothing is timed in turn with others here."""
     cold = {"cold_start": loads.cold_starts(cold_command(entry), asked.cold)} if asked.cold else {}
-    given = next(_calls(entry))
-    return cold | loads.answer(asked, partial(_opened, entry), given, entry["threads"], pace)
+    session, given = _timed(entry)
+    session.close()
+    return cold | loads.answer(asked, lambda threads: _timed(entry, threads)[0], given, entry["threads"], pace)
 
 
-def cold_command(entry: Mapping[str, Any]) -> list[str]:
-    """What opens a file in a fresh process, with nothing loaded but its runtime, and runs it once."""
-    return loads.fresh("runner", "first_answer", json.dumps(dict(entry)))
+def cold_command(entry: Entry) -> list[str]:
+    """What opens a network in a fresh process, with nothing loaded but its runtime, and runs each graph once.
+
+    Of the entry, only what opens it is needed: `opens`, `threads`, `settings` if there are any, and files of `graphs`.
+    """
+    files = {name: {"file": graph["file"]} for name, graph in entry["graphs"].items()}
+    how = {key: entry.get(key) for key in ("opens", "threads", "settings")}
+    return loads.fresh("runner", "first_answer", json.dumps(how | {"graphs": files}))
 
 
 def first_answer(entry: str) -> None:
@@ -192,20 +201,24 @@ def _import_runtime(opens: str) -> None:
             continue
 
 
-def _opened(entry: Mapping[str, Any], threads: int) -> Session:
-    return _open({**entry, "threads": threads})
+def _timed(entry: Entry, threads: int | None = None) -> tuple[Session, Batch]:
+    """What is timed of a network, and what it is given: the calls that are timed of each other that it is held to."""
+    timed = entry["timed"]
+    calls = {name: _calls(entry["graphs"][name], file) for name, file in timed["calls"].items()}
+    session = _open(entry if threads is None else {**entry, "threads": threads})
+    return graph_session.played(session, [(name, next(calls[name])) for name in timed["order"]])
 
 
-def _open(entry: Mapping[str, Any]) -> Session:
+def _open(entry: Entry) -> Session:
     module, _, name = OPENERS[entry["opens"]][0].partition(":")
-    opener = getattr(importlib.import_module(module), name)
-    session: Session = opener(Path(entry["file"]), entry["threads"], **(entry.get("settings") or {}))
-    return session
+    opener = partial(getattr(importlib.import_module(module), name), **(entry.get("settings") or {}))
+    graphs = {name: opener(Path(graph["file"]), entry["threads"]) for name, graph in entry["graphs"].items()}
+    return graph_session.joined(graphs)
 
 
-def _calls(entry: Mapping[str, Any]) -> Iterator[Batch]:
-    """What the file is given, call by call. Arrays lie in order: their names are a person's own and may be any."""
-    with np.load(entry["calls"]) as arrays:
+def _calls(graph: Mapping[str, Any], file: str) -> Iterator[Batch]:
+    """What a graph is given, call by call. Arrays lie in order: their names are a person's own and may be any."""
+    with np.load(file) as arrays:
         stacked = list(arrays.values())
     for values in zip(*stacked, strict=True):
-        yield dict(zip(entry["inputs"], values, strict=True))
+        yield dict(zip(graph["inputs"], values, strict=True))

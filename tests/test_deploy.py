@@ -164,7 +164,6 @@ def ships(target: str, variant: str) -> Callable[[dict[str, Any]], None]:
         (("tflite", None), lambda report: None, "no file on tflite; there are: compressed on onnxruntime, "),
         ((None, "int4"), lambda report: None, "no int4 on any target; there are: "),
         (("tensorrt", "float"), lambda report: report["rows"][2].update(file=None), "float on tensorrt: there is no f"),
-        (("tensorrt", "float"), lambda report: report["rows"][2].update(graphs={"a": {}}), "several graphs"),
     ],
 )
 def test_what_is_deployed_is_what_may_ship(asked, change, found, run):

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import ClassVar
+from subprocess import CompletedProcess
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from edgedl import benching, graphs, measure, pipeline, recipe
-from edgedl.core import Graph, Metric, Model, ModelFileError, Network, Task, TensorSpec, UsageError
+from edgedl import benching, deploying, devices, engine, graphs, measure, on_device, pipeline, recipe, recordings, stats
+from edgedl.core import Graph, Metric, Model, ModelFileError, Network, TargetError, Task, TensorSpec, UsageError
+from edgedl.devices import qemu_aarch64
+from edgedl.devices.local import Local
 from edgedl.graph_session import GraphSession, open_files
+from edgedl.loads import Asked
 from edgedl.quantize.simulate import Quantization
-from edgedl.report import page
+from edgedl.report import page, terminal
+from edgedl.run import read_devices
 from edgedl.steps.distill import Distill
 from edgedl.steps.prune import Prune
 from edgedl.targets.onnxruntime import OnnxRuntime
+from edgedl.targets.tflite import TFLite
 from edgedl.torch_session import TorchSession
+from tests.test_deploy import STANDS_IN, sums_agree
 
 LENGTH, SYMBOLS = 3, 6
 
@@ -315,3 +327,194 @@ def test_steps_that_learn_see_the_whole_and_what_graphs_hand_on_shrinks_with_it(
     assert len(taught.lineage) == 2
     inside = Distill(epochs=1, features=1.0, layers=(("encoder.gru", "encoder.gru"),)).apply(pruned, task)
     assert graphs.parts(inside, task).keys() == {"encoder", "decoder"}
+
+
+# On devices: the whole run is made once, and copied for each test
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished[0].folder, tmp_path / "run")
+
+
+class Changing(Local):
+    """Changes what it has answered for the float file, call by call, to each graph's outputs in order."""
+
+    change: Callable[[list[np.ndarray]], Any] = staticmethod(lambda arrays: None)
+
+    def run(self, arguments):
+        done: CompletedProcess[str] = super().run(arguments)
+        with np.load(self.folder / "answers-0.npz") as found:
+            arrays = list(found.values())
+        self.change(arrays)
+        np.savez(self.folder / "answers-0.npz", *arrays)
+        return done
+
+
+@pytest.fixture
+def device(monkeypatch, tmp_path):
+    """Makes what `--on local` then is."""
+
+    def made(**environment: str) -> Changing:
+        folder = tmp_path / "device"
+        folder.mkdir(exist_ok=True)
+        found = Changing(folder, **environment)
+        monkeypatch.setattr(devices, "connect", lambda where: nullcontext(found))
+        return found
+
+    return made
+
+
+def test_several_graphs_answer_and_are_timed_on_a_device_like_one(run, finished, capsys):
+    """Which plays the decoding of the float files in every row, and is asked all that a file is asked."""
+    asked = Asked(batches=(1, 3), cold=1, sustained=0.05, energy=True, end_to_end=True)
+    content = on_device.bench(run, "local", 0.02, asked)
+    assert [entry["target"] for entry in content["left_out"]] == ["tensorrt"] * 2
+    for row, known in zip(content["rows"], finished[1]["rows"], strict=False):
+        assert (row["status"], row["score"], row["samples"]) == ("ok", known["score"], 30)
+        assert row["reason"] == "scored call by call, each from this machine's states"
+        assert (row["agreement"]["sqnr_db"], row["agreement"]["same_decision"]) == (stats.EXACT_DB, 1.0)
+        encoder, decoder = row["graphs"].values()
+        assert (encoder["calls"], decoder["calls"]) == (1, LENGTH)
+        assert 0 < encoder["latency_ms"] + decoder["latency_ms"] < row["latency_ms"]["median"]
+        assert row["figures"]["symbols/s"] == pytest.approx(1000 / decoder["latency_ms"])
+        assert row["unanswered"] is None
+        assert [entry["batch_size"] for entry in row["throughput"]["rows"]] == [1]
+        assert row["cold_start"]["first_answer_ms"]["median"] > row["cold_start"]["init_ms"]["median"] > 0
+        assert row["sustained"]["first_ms"] > encoder["latency_ms"] + decoder["latency_ms"]
+        assert row["end_to_end"]["parts_ms"]["run"] > 0
+    terminal.print_devices(read_devices(run))
+    html = page.write_page(finished[1], run).read_text()
+    for said in (capsys.readouterr().out, html):
+        assert "symbols/s" in said
+        assert "scored call by call" in said
+    again = on_device.bench(run, "local", 0.01)
+    assert [row["sustained"] for row in again["rows"]] == [row["sustained"] for row in content["rows"]]
+
+
+def test_a_token_that_differs_leaves_no_score_and_states_that_differ_a_little_do(run, device):
+    there = device()
+
+    def shifted(arrays):
+        arrays[2] = arrays[2] * np.float32(1 + 1e-4)  # the decoder's states: 80 dB
+
+    there.change = shifted
+    row = on_device.bench(run, "local", 0.01)["rows"][0]
+    assert (row["status"], row["score"]) == ("ok", row["score_here"])
+    assert 75 < row["agreement"]["sqnr_db"] < 85
+
+    def wrong(arrays):
+        arrays[1][4] = -arrays[1][4]  # one of the decoder's answers
+
+    there.change = wrong
+    content = on_device.bench(run, "local", 0.01)
+    row, other = content["rows"]
+    assert (row["status"], row["score"], row["agreement"]["same_decision"]) == ("refused", None, None)
+    assert row["reason"].startswith("graph decoder: ")
+    assert row["reason"].endswith("no score: from what the device answers, the task goes on otherwise than here")
+    assert row["latency_ms"]["median"] > 0
+    assert (other["status"], other["score"]) == ("ok", other["score_here"])
+
+    def cut(arrays):
+        arrays[2] = arrays[2][:-1]
+
+    there.change = cut
+    row = on_device.bench(run, "local", 0.01)["rows"][0]
+    assert (
+        row["reason"] == "it answered float32 (89, 1, 1, 16) for next_state of decoder, which is float32 (90, 1, 1, 16)"
+    )
+
+
+def test_states_that_drift_are_no_score_even_where_all_symbols_are_the_same(finished):
+    run, report = finished
+    task = recipe.parse(RECIPE, Path("several.toml")).task
+    folder = run.folder / report["rows"][0]["file"]
+    recording = recordings.record(open_files(TFLite(), folder), task)
+    assert recording.scored.score == report["rows"][0]["score"]
+    answers = {
+        name: {key: np.stack([found[key] for found in recording.answers(name)]) for key in graph.outputs}
+        for name, graph in recording.graphs.items()
+    }
+    assert recordings.Played(recording, answers).evaluate(task, 240.0).score == recording.scored.score
+    answers["encoder"]["state"] = answers["encoder"]["state"] * np.float32(1.01)  # 40 dB
+    assert recordings.Played(recording, answers).evaluate(task, 30.0).score == recording.scored.score
+    with pytest.raises(TargetError, match="goes on otherwise"):
+        recordings.Played(recording, answers).evaluate(task, 50.0)
+
+
+def test_of_calls_that_are_too_large_the_first_samples_are_scored(run, device, monkeypatch):
+    monkeypatch.setattr(recordings, "MOST_BYTES", 1000)
+    device()
+    row = on_device.bench(run, "local", 0.01)["rows"][0]
+    assert 0 < row["samples"] < 30
+    assert row["score"] == row["score_here"]
+    assert f"the first {row['samples']} of 30 samples: the calls for more are too large to send" in row["reason"]
+
+
+@pytest.mark.skipif(not qemu_aarch64.home().is_dir(), reason=f"no emulated arm64 here: `{qemu_aarch64.SETUP}` makes it")
+def test_an_arm64_program_decodes_as_the_one_here(run):
+    report = json.loads((run / "report.json").read_text())
+    report["rows"] = [row for row in report["rows"] if (row["target"], row["variant"]) == ("tflite", "compressed")]
+    (run / "report.json").write_text(json.dumps(report))
+    (row,) = on_device.bench(run, "qemu-aarch64", 1.0)["rows"]
+    assert (row["status"], row["score"]) == ("ok", row["score_here"]), row["reason"]
+    assert row["agreement"]["sqnr_db"] > 100
+    assert row["graphs"]["decoder"]["latency_ms"] is row["latency_ms"] is None
+
+
+def test_benchmark_model_knows_one_file_alone(run, device, monkeypatch):
+    monkeypatch.setattr(devices.Device, "program", "benchmark_model 1")
+    device()
+    with pytest.raises(UsageError, match="benchmark_model runs one file, and knows no decoding of several graphs"):
+        on_device.bench(run, "local", 0.01)
+
+
+def test_several_graphs_are_deployed_with_an_example_of_each(run, tmp_path):
+    found = deploying.deploy(run, "local", "tflite", "compressed", str(tmp_path / "left"))
+    assert found["files"] == [
+        "SHA256SUMS", "artifact.json", "decoder.tflite", "encoder.tflite", "example.npz", "example.py",
+    ]  # fmt: skip
+    assert found["example"].splitlines()[0].startswith("encoder.tflite: state (1, 1, 16): at most 0 off")
+    assert found["example"].splitlines()[-1] == "right"
+    assert sums_agree(tmp_path / "left")
+    known = json.loads((tmp_path / "left" / "artifact.json").read_text())["graphs"]["decoder"]
+    assert known["file"] == "decoder.tflite"
+    assert known["inputs"]["symbol"]["dtype"] == "int32"
+    with np.load(tmp_path / "left" / "example.npz") as arrays:
+        kept = list(arrays.values())
+    np.savez(tmp_path / "left" / "example.npz", *kept[:-1], -kept[-1])
+    ran = subprocess.run(
+        [sys.executable, str(tmp_path / "left" / "example.py")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert "wrong answers in next_state of decoder.tflite: do not ship" in ran.stderr
+
+
+@pytest.mark.skipif(engine.find_gpu() is not None, reason="what is said on a machine without a GPU")
+def test_the_engine_of_each_graph_is_built_there(run, device, tmp_path, monkeypatch):
+    """With TensorRT-RTX in TensorRT's place."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "tensorrt.py").write_text(STANDS_IN)
+    there = device(PYTHONPATH=str(tmp_path / "packages"))
+    there.builds_engines = True
+    monkeypatch.setattr(Changing, "run", Local.run)
+    report = json.loads((run / "report.json").read_text())
+    report["rows"] = [row for row in report["rows"] if row["target"] == "tensorrt"]
+    (run / "report.json").write_text(json.dumps(report))
+    for row in on_device.bench(run, "jetson", 0.01)["rows"]:
+        assert row["built"]["by"].startswith("TensorRT-RTX")
+        assert row["built"]["size_bytes"] > 2000
+        assert (row["status"], row["score_here_by"][:11]) == ("failed", "onnxruntime")
+        assert "cannot run here" in row["reason"]
+    assert len(list(there.folder.glob("*.engine"))) == 4
+    monkeypatch.setattr(deploying, "_tried", lambda device, found: "not tried: it needs a GPU")
+    found = deploying.deploy(run, "jetson", "tensorrt", "compressed", str(tmp_path / "left"))
+    for graph in ("encoder", "decoder"):
+        beside = {f"{graph}.{ending}" for ending in ("onnx", "engine", "engine.json", "build.sh")}
+        assert beside < set(found["files"])
+        script = (tmp_path / "left" / f"{graph}.build.sh").read_text()
+        assert f"engine=$here/{graph}.engine" in script
+        assert "model." not in script
+    known = json.loads((tmp_path / "left" / "artifact.json").read_text())
+    assert known["graphs"]["encoder"]["file"] == "encoder.engine"
+    assert sums_agree(tmp_path / "left")

@@ -21,11 +21,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgedl import benching, devices, measure, on_device, plugins, runner, stats
+from edgedl import benching, device_rows, devices, on_device, plugins, recordings, runner, sending, stats
 from edgedl.core import Batch, Session, TargetError, UsageError
 from edgedl.devices import Device, qemu_aarch64
 from edgedl.devices.local import Local
 from edgedl.loads import Asked
+from edgedl.recordings import Played
 from edgedl.report import page, terminal
 from edgedl.run import read_devices, read_report
 from edgedl.tasks.digits import Digits
@@ -173,13 +174,18 @@ def test_inputs_may_have_any_name(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "0.model")
     (tmp_path / "1.model").write_bytes((tmp_path / "0.model").read_bytes()[:-20])
     np.savez(tmp_path / "calls.npz", np.arange(6, dtype=np.float32).reshape(3, 2))
-    entry = {"opens": "onnxruntime", "threads": 1, "inputs": [given], "outputs": [answered], "calls": "calls.npz"}
-    entries = [entry | {"file": f"{index}.model", "answers": f"answers-{index}.npz"} for index in range(2)]
-    (tmp_path / "job.json").write_text(json.dumps({"schema": runner.SCHEMA, "files": entries, "pace": None}))
-    on_device.make_runner(tmp_path / "edgedl.pyz")
+    graph = {"inputs": [given], "outputs": [answered], "calls": "calls.npz", "builds": None}
+    entries = [
+        {"name": f"{index}", "opens": "onnxruntime", "threads": 1, "answers": f"answers-{index}.npz"}
+        | {"graphs": {"": graph | {"file": f"{index}.model"}}}
+        for index in range(2)
+    ]
+    job = {"schema": runner.SCHEMA, "networks": entries, "pace": None, "asked": {}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    sending.make_runner(tmp_path / "edgedl.pyz")
     done = Local(tmp_path).run(["edgedl.pyz"])
     assert done.returncode == 0, done.stderr
-    sound, cut = json.loads((tmp_path / "result.json").read_text())["files"].values()
+    sound, cut = json.loads((tmp_path / "result.json").read_text())["networks"].values()
     assert sound["error"] is None
     assert "cannot load it" in cut["error"]
     with np.load(tmp_path / "answers-0.npz") as arrays:
@@ -228,10 +234,10 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda result: "[" * 100_000, "no JSON"),
         (lambda result: b"\xff\xfe\x00", "no JSON"),
         (lambda result: [1], "valid dictionary"),
-        (changed(files={}), "lacks 0.model"),
+        (changed(networks={}), "lacks 0"),
         (changed(device={"name\x1b[2J": float("nan")}), "NaN is no number"),
-        (changed(files={"0.model": {"error": 5}}), "files.0.model.error: Input should be a valid string"),
-        (changed(files={"0\x1b[2J\n": {"error": 5}}), "Input should be a valid string"),
+        (changed(networks={"0": {"error": 5}}), "networks.0.error: Input should be a valid string"),
+        (changed(networks={"0\x1b[2J\n": {"error": 5}}), "Input should be a valid string"),
         (lambda result: made_slower(result, [[]]), "at least 1 item"),
         (lambda result: made_slower(result, [[-1.0]]), "greater than 0"),
         (lambda result: made_slower(result, [[1.0]]), "other blocks of latencies"),
@@ -255,7 +261,7 @@ def test_a_device_that_answers_garbage_is_one_line(lie, said, lying, run):
 
 
 def made_slower(result: dict[str, Any], blocks: list[list[float]]) -> dict[str, Any]:
-    result["files"]["0.model"]["blocks_ms"] = blocks
+    result["networks"]["0"]["blocks_ms"] = blocks
     return result
 
 
@@ -323,12 +329,12 @@ class Leading(Digits):
 
 def test_a_task_that_goes_on_otherwise_gives_no_score(run):
     task, target = Leading(), plugins.target_for(Path("x.tflite"), 1)
-    recorded = on_device.Recorded(target.open(run / "targets" / "float" / "tflite" / "model.tflite"))
-    scored = measure.evaluate(recorded, task, "test", 20)
-    answers = {"logits": np.stack([batch["logits"] for batch in recorded.answered])}
-    assert measure.evaluate(on_device.Played(recorded, answers), task, "test", 20).score == scored.score
+    recording = recordings.record(target.open(run / "targets" / "float" / "tflite" / "model.tflite"), task)
+    answers = np.stack([batch["logits"] for batch in recording.answers("")])
+    same = Played(recording, {"": {"logits": answers}}).evaluate(task, 60.0)
+    assert (same.score, same.samples) == (recording.scored.score, recording.scored.samples)
     with pytest.raises(TargetError, match="goes on otherwise"):
-        measure.evaluate(on_device.Played(recorded, {"logits": -answers["logits"]}), task, "test", 20)
+        Played(recording, {"": {"logits": -answers}}).evaluate(task, 60.0)
 
 
 class Contrary(Local):
@@ -355,13 +361,13 @@ def test_a_file_without_a_score_still_has_its_agreement(run, device, monkeypatch
 def test_steps_are_those_of_the_grid_that_outputs_lie_on():
     here = np.float32(0.157) * np.arange(-128, 128, dtype=np.float32)
     there = here.copy()
-    assert on_device.max_steps(here, there) == 0
+    assert device_rows.max_steps(here, there) == 0
     there[3] += np.float32(3 * 0.157)
-    assert on_device.max_steps(here, there) == 3
-    assert on_device.max_steps(here, there * np.nan) is None
+    assert device_rows.max_steps(here, there) == 3
+    assert device_rows.max_steps(here, there * np.nan) is None
     floats = np.random.default_rng(0).standard_normal(1000)
-    assert on_device.max_steps(floats, floats) is None
-    assert on_device.max_steps(np.zeros(9), np.ones(9)) is None
+    assert device_rows.max_steps(floats, floats) is None
+    assert device_rows.max_steps(np.zeros(9), np.ones(9)) is None
 
 
 def test_files_that_are_no_longer_those_of_the_report_are_refused(run, device):
@@ -461,7 +467,7 @@ def test_answers_to_questions_are_checked_as_well(answers, said, lying):
     def lie(folder: Path) -> None:
         file = folder / "result.json"
         result = json.loads(file.read_text())
-        result["files"]["0.model"]["answers"] = answers
+        result["networks"]["0"]["answers"] = answers
         file.write_text(json.dumps(result))
 
     with pytest.raises(TargetError, match=said):

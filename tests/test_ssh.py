@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from edgedl import deploying, devices, on_device, ssh_link
+from edgedl import deploying, devices, on_device, sending, ssh_link
 from edgedl.core import TargetError, UsageError
 from edgedl.devices import qemu_aarch64, ssh
 from tests import made_run
@@ -123,7 +123,7 @@ def test_a_run_is_measured_there_whatever_becomes_of_the_connection(board, made)
         assert row["latency_ms"]["median"] > 0
         assert row["agreement"]["sqnr_db"] > 100
     assert rows["compressed"]["speedup"]["verdict"]
-    assert {left["reason"] for left in content["left_out"]} == {on_device.NO_TENSORRT}
+    assert {left["reason"] for left in content["left_out"]} == {sending.NO_TENSORRT}
     assert json.loads((made / "devices" / "jetson.json").read_text()) == content
 
 

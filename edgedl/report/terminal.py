@@ -225,8 +225,12 @@ def print_devices(found: Sequence[Mapping[str, Any]]) -> None:
         if not device["timed"]:
             console.print("no latencies: what an emulator takes says nothing of a device")
         for row in device["rows"]:
+            if row.get("graphs") and row["latency_ms"]:
+                rates = "".join(f"; {value:,.4g} {name}" for name, value in row["figures"].items())
+                console.print(f"{row['target']}, {row['variant']}: {graphs_in_words(row)}{rates}")
             if row["reason"]:
-                named = (f"{row['variant']} on {row['target']} {row['status']}: ", "bold")
+                status = "" if row["status"] == "ok" else f" {row['status']}"
+                named = (f"{row['variant']} on {row['target']}{status}: ", "bold")
                 console.print(Text.assemble(named, row["reason"]))
         for target in dict.fromkeys(row["target"] for row in device["left_out"]):
             reason = next(row["reason"] for row in device["left_out"] if row["target"] == target)
