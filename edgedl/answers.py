@@ -99,7 +99,7 @@ class Sustained(Checked):
 
 
 class Energy(Checked):
-    """Of one run; `reason`, where no rail can be read."""
+    """Of one run, and of the machine meanwhile; `reason`, where no rail can be read."""
 
     rail: Said | None
     energy_mj: FiniteFloat | None
@@ -107,6 +107,10 @@ class Energy(Checked):
     watts: FiniteFloat | None
     idle_watts: FiniteFloat | None
     runs: PositiveInt | None
+    seconds: Time | None
+    rails_w: dict[Said, FiniteFloat]
+    temperature_c: dict[Said, FiniteFloat]
+    clocks_mhz: dict[Said, FiniteFloat]
     reason: Said | None
 
 

@@ -10,13 +10,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgedl import gpu
+from edgedl import gpu, sensors
+from edgedl.sensors import Drawn, Rail
 
 TEGRASTATS = shutil.which("tegrastats")
 INTERVAL_MS = 100
@@ -30,8 +32,6 @@ GPU = re.compile(r"gpu|ga10b|gv11b|gp10b")
 """What the GPU is called among the things whose clock changes."""
 OFF_C = -200.0
 """A sensor of what is switched off says -256."""
-TOTALS = (("VDD_IN",), ("POM_5V_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
-"""The rails whose sum is what the module draws: of Orin NX and Nano and Xavier NX, of Nano, and of AGX Orin."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,35 @@ def parse(line: str) -> Sample | None:
     )
 
 
-def summarize(samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """Means of rails and clocks, and the highest temperatures; `total_mw` is None where no rail is the module's."""
-    if not samples:
-        return None
-    rails = _means([sample.rails_mw for sample in samples])
-    total = next((names for names in TOTALS if rails.keys() >= set(names)), ())
-    temperatures = [sample.temperatures_c for sample in samples]
-    return {
-        "samples": len(samples),
-        "rails_mw": rails,
-        "total_mw": sum(rails[name] for name in total) if total else None,
-        "temperature_c": {name: max(found.get(name, OFF_C) for found in temperatures) for name in temperatures[0]},
-        "clocks_mhz": _means([sample.clocks_mhz for sample in samples]),
-    }
+class Tegrastats:
+    """What `tegrastats` says of power, as a rail that knows heat and clocks as well."""
+
+    least_seconds = 2.0
+    """It has a line every tenth of a second, and sensors are slow."""
+
+    def __init__(self) -> None:
+        self.name = "tegrastats"
+
+    @contextmanager
+    def drawing(self) -> Iterator[Drawn]:
+        found, start = Drawn(), time.perf_counter()
+        with watched() as samples:
+            yield found
+            seconds = time.perf_counter() - start
+        if not (rails_mw := _means([sample.rails_mw for sample in samples])):
+            return
+        added = sensors.whole(rails_mw)
+        self.name = f"tegrastats {' + '.join(added)}"
+        found.joules = sum(rails_mw[name] for name in added) / 1000 * seconds
+        found.rails_w = {name: power / 1000 for name, power in rails_mw.items()}
+        heat = [sample.temperatures_c for sample in samples]
+        found.temperature_c = {name: max(each.get(name, OFF_C) for each in heat) for name in heat[0]}
+        found.clocks_mhz = _means([sample.clocks_mhz for sample in samples])
+
+
+def rail() -> Rail | None:
+    """What a Jetson's energy is read from; None on what is none."""
+    return Tegrastats() if TEGRASTATS else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgedl import measure, sensors, stats
+from edgedl import jetson, measure, sensors, stats
 from edgedl.measure import Pace
 from edgedl.sessions import Batch, EdgedlError, Session
 
@@ -155,11 +155,18 @@ def sustained(session: Session, batch: Batch, seconds: float) -> Answer:
 
 
 def energy(session: Session, batch: Batch, seconds: float, rail: sensors.Rail | str | None = None) -> Answer:
-    """What one run draws: all of the rail while the file runs, and what that is above the idle machine."""
-    rail = sensors.rail() if rail is None else rail
-    none = dict.fromkeys(("rail", "energy_mj", "above_idle_mj", "watts", "idle_watts", "runs", "reason"))
+    """What one run draws: all of the rail while the file runs, and what that is above the idle machine.
+
+    Beside it, how warm and how fast the machine was by the end of the runs, as far as it says.
+    """
+    rail = rail or jetson.rail() or sensors.rail()
+    none: Answer = dict.fromkeys(
+        ("rail", "energy_mj", "above_idle_mj", "watts", "idle_watts", "runs", "seconds", "reason")
+    )
+    none |= {"rails_w": {}, "temperature_c": {}, "clocks_mhz": {}}
     if isinstance(rail, str):
         return none | {"reason": rail}
+    seconds = max(seconds, rail.least_seconds)
     with rail.drawing() as idle:
         start = time.perf_counter()
         time.sleep(seconds * IDLE_SHARE)
@@ -170,6 +177,9 @@ def energy(session: Session, batch: Batch, seconds: float, rail: sensors.Rail | 
         while (elapsed := time.perf_counter() - start) < seconds or not runs:
             session.run(batch)
             runs += 1
+    clock = sensors.clock_mhz()
+    if idle.joules is None or drawn.joules is None:
+        return none | {"reason": f"{rail.name} said nothing of power"}
     idle_watts = idle.joules / idle_seconds
     return none | {
         "rail": rail.name,
@@ -178,6 +188,10 @@ def energy(session: Session, batch: Batch, seconds: float, rail: sensors.Rail | 
         "watts": drawn.joules / elapsed,
         "idle_watts": idle_watts,
         "runs": runs,
+        "seconds": elapsed,
+        "rails_w": dict(drawn.rails_w),
+        "temperature_c": dict(drawn.temperature_c) or sensors.temperatures_c(),
+        "clocks_mhz": dict(drawn.clocks_mhz) or ({} if clock is None else {"cpu": clock}),
     }
 
 

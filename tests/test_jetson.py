@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from edgedl import devices, jetson, on_device, runner
+from edgedl import devices, jetson, on_device, sensors
 from edgedl.devices.local import Local
+from edgedl.report import answered
 from tests import made_run
 
 NANO = (
@@ -34,32 +35,31 @@ AGX_ORIN = (
 
 
 @pytest.mark.parametrize(
-    ("line", "total_mw", "rails", "temperatures", "clocks"),
+    ("line", "added", "rails", "temperatures", "clocks"),
     [
         (
-            NANO, 900, {"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"},
+            NANO, ["POM_5V_IN"], {"POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"},
             {"pll": 39, "cpu": 40.5, "pmic": 100, "gpu": 41, "ao": 46, "thermal": 40.75}, {"cpu": 204, "gpu": 76},
         ),
         (
-            ORIN_NANO, 9012, {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"},
+            ORIN_NANO, ["VDD_IN"], {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"},
             {"cpu": 57.125, "soc2": 55.093, "gpu": 58.5, "tj": 58.5}, {"cpu": 1497, "gpu": 612, "emc": 2133},
         ),
         (
-            AGX_ORIN, 6755, {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"},
+            AGX_ORIN, ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"],
+            {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"},
             {"cpu": 44.562, "tboard": 32, "tj": 44.343}, {"cpu": 2201, "gpu": 1300, "emc": 2133},
         ),
     ],
     ids=["Nano, JetPack 4", "Orin Nano, JetPack 6", "AGX Orin, JetPack 5"],
 )  # fmt: skip
-def test_a_line_of_any_module_is_read(line, total_mw, rails, temperatures, clocks):
+def test_a_line_of_any_module_is_read(line, added, rails, temperatures, clocks):
     sample = jetson.parse(line)
     assert sample is not None
     assert set(sample.rails_mw) == rails
     assert dict(sample.temperatures_c) == temperatures
     assert dict(sample.clocks_mhz) == clocks
-    summary = jetson.summarize([sample])
-    assert summary is not None
-    assert (summary["samples"], summary["total_mw"]) == (1, total_mw)
+    assert list(sensors.whole(sample.rails_mw)) == added
 
 
 @pytest.mark.parametrize("line", ["", "tegrastats: not permitted\n", "VDD_IN 5mW/5mW\n", "\x00\xff" * 99])
@@ -67,19 +67,34 @@ def test_what_is_no_line_of_it_is_none(line):
     assert jetson.parse(line) is None
 
 
-def test_power_is_a_mean_and_heat_the_most():
-    warm = jetson.parse(ORIN_NANO)
-    cool = jetson.parse(ORIN_NANO.replace("VDD_IN 9012mW", "VDD_IN 7012mW").replace("tj@58.5C", "tj@48.5C"))
-    assert warm is not None
-    assert cool is not None
-    found = jetson.summarize([warm, cool])
-    assert found is not None
-    assert (found["total_mw"], found["rails_mw"]["VDD_SOC"]) == (8012, 2720)
-    assert found["temperature_c"]["tj"] == 58.5
-    assert jetson.summarize([]) is None
-    other = jetson.parse("RAM 1/2MB VDD_CPU 5mW/5mW")
-    assert other is not None
-    assert jetson.summarize([other])["total_mw"] is None  # type: ignore[index]
+@pytest.mark.parametrize(
+    ("lines", "rail", "watts"),
+    [
+        ([ORIN_NANO, ORIN_NANO.replace("VDD_IN 9012mW", "VDD_IN 7012mW").replace("@58.5C", "@48.5C")], "VDD_IN", 8.012),
+        (["RAM 1/2MB VDD_CPU 5mW/5mW SOC 7mW/7mW\n"], "VDD_CPU + SOC", 0.012),
+        (["RAM 1/2MB GPU@40C\n"], None, None),
+        ([], None, None),
+    ],
+)
+def test_power_is_a_mean_and_heat_the_most(lines, rail, watts, monkeypatch):
+    @contextmanager
+    def watched():
+        yield [sample for line in lines if (sample := jetson.parse(line))]
+
+    monkeypatch.setattr(jetson, "watched", watched)
+    found = jetson.Tegrastats()
+    with found.drawing() as drawn:
+        start = time.perf_counter()
+        time.sleep(0.05)
+        seconds = time.perf_counter() - start
+    if watts is None:
+        assert (drawn.joules, found.name) == (None, "tegrastats")
+        return
+    assert found.name == f"tegrastats {rail}"
+    assert watts * seconds <= drawn.joules < 2 * watts * seconds
+    if rail == "VDD_IN":
+        assert drawn.rails_w["VDD_SOC"] == 2.72
+        assert (drawn.temperature_c["tj"], drawn.clocks_mhz["gpu"]) == (58.5, 612)
 
 
 @pytest.fixture
@@ -107,11 +122,12 @@ def test_the_last_line_may_be_half_a_line(programs, monkeypatch):
     assert len(samples) == 2
 
 
-def test_what_a_file_draws_is_in_its_row(tmp_path, monkeypatch):
+@pytest.mark.parametrize("says", ["power", "nothing"])
+def test_what_a_file_draws_is_in_its_row_unasked(says, tmp_path, monkeypatch):
     """A stand-in says what `tegrastats` would; the runner starts it on the device while the file runs."""
     run, folder = made_run.make(tmp_path / "run"), tmp_path / "device"
     folder.mkdir()
-    (tmp_path / "lines").write_text(ORIN_NANO)
+    (tmp_path / "lines").write_text(ORIN_NANO if says == "power" else "")
     program(tmp_path / "tegrastats", f"while cat {tmp_path}/lines; do sleep 0.1; done")
     program(tmp_path / "nvpmodel", "echo 'NV Power Mode: 15W'; echo 0")
     report = json.loads((run / "report.json").read_text())
@@ -121,10 +137,21 @@ def test_what_a_file_draws_is_in_its_row(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "connect", lambda where: nullcontext(device))
     content = on_device.bench(run, "jetson", 0.01)
     (row,) = content["rows"]
-    assert (row["power"]["total_mw"], row["power"]["temperature_c"]["tj"]) == (9012, 58.5)
-    assert row["power"]["runs"] > 10
-    assert row["power"]["seconds"] >= runner.MIN_POWER_SECONDS
     assert content["environment"]["power_mode"] == "15W"
+    assert row["sustained"] is None
+    drawn = row["energy"]
+    if says == "nothing":
+        assert (drawn["reason"], row["energy_mj"]) == ("tegrastats said nothing of power", None)
+        return
+    assert (drawn["rail"], drawn["temperature_c"]["tj"]) == ("tegrastats VDD_IN", 58.5)
+    assert drawn["watts"] == pytest.approx(9.012, rel=0.01)
+    assert drawn["idle_watts"] == pytest.approx(9.012, rel=0.1)  # nothing else is there to be said
+    assert drawn["runs"] > 10
+    assert drawn["seconds"] >= jetson.Tegrastats.least_seconds
+    assert row["energy_mj"] == pytest.approx(9012 * drawn["seconds"] / drawn["runs"], rel=0.01)
+    (line,) = answered.lines(row)
+    assert "mJ above the idle machine's" in line
+    assert "from tegrastats VDD_IN; meanwhile 9.01 W, 58 °C, emc 2133 MHz, gpu 612 MHz, cpu 1497 MHz" in line
 
 
 def test_elsewhere_nothing_is_watched(monkeypatch):

@@ -131,21 +131,24 @@ def test_a_very_long_run_compares_its_first_minute_with_its_last(clock):
 
 def test_energy_is_that_of_one_run_and_what_is_above_the_idle_machine(clock):
     class Rail:
-        name = "a rail"
+        name, least_seconds = "a rail", 1.0
 
         @contextmanager
         def drawing(self):
             found, start = sensors.Drawn(), clock.perf_counter()
             watts = 2 if start == 0 else 5
             yield found
+            found.rails_w, found.temperature_c = {"a rail": watts}, {"cpu": 60.4}
             found.joules = watts * (clock.perf_counter() - start)
 
     found = loads.energy(File(clock), BATCH, 3.0, Rail())
     assert found["energy_mj"] == pytest.approx(5 * 1.5)
     assert found["above_idle_mj"] == pytest.approx(3 * 1.5)
     assert (found["watts"], found["idle_watts"], found["runs"]) == (pytest.approx(5), pytest.approx(2), 2000)
+    assert (found["rails_w"], found["temperature_c"]) == ({"a rail": 5}, {"cpu": 60.4})
     row = answers.of_row(Answers.model_validate({"energy": found}))
     assert row["energy_mj"] == found["energy_mj"]
+    assert loads.energy(File(clock), BATCH, 0.1, Rail())["seconds"] == pytest.approx(1.0, abs=0.01)
 
 
 def test_without_a_rail_there_is_a_reason_and_no_energy(clock):

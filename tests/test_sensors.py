@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,13 @@ def test_a_machine_that_says_nothing_has_nothing(tmp_path):
 
 def test_the_hottest_zone_and_the_fastest_core(tmp_path):
     for zone, text in enumerate(("41000", "66500", "no number", "-273000")):
-        write(tmp_path / "class" / "thermal" / f"thermal_zone{zone}", {"temp": text})
+        name = {"type": f"cpu{zone % 2}-thermal"} if zone < 3 else {}
+        write(tmp_path / "class" / "thermal" / f"thermal_zone{zone}", {"temp": text} | name)
+    write(tmp_path / "class" / "thermal" / "thermal_zone9", {"temp": "40000", "type": "cpu1-thermal"})
     for core, text in enumerate(("1510400", "729600")):
         write(tmp_path / "devices" / "system" / "cpu" / f"cpu{core}" / "cpufreq", {"scaling_cur_freq": text})
+    zones = {"cpu0-thermal": 41.0, "cpu1-thermal": 66.5, "thermal_zone3": -273.0}
+    assert sensors.temperatures_c(tmp_path) == zones
     assert sensors.temperature_c(tmp_path) == 66.5
     assert sensors.clock_mhz(tmp_path) == 1510.4
 
@@ -59,6 +64,7 @@ def test_counters_of_all_packages_are_added_and_what_holds_them_is_not(tmp_path)
         write(first, {"energy_uj": "1750000"})
         write(second, {"energy_uj": "750000"})
     assert drawn.joules == pytest.approx(1.0)
+    assert drawn.rails_w["package-0"] == pytest.approx(3 * drawn.rails_w["package-1"])
 
 
 def test_a_counter_that_starts_again_goes_on_counting(tmp_path):
@@ -80,7 +86,12 @@ def test_the_rail_that_feeds_a_module_is_taken_alone(tmp_path):
     rail = sensors.rail(tmp_path)
     assert isinstance(rail, Powers)
     assert rail.name == "INA3221 VDD_IN"
-    assert rail._read()[1] == pytest.approx(6.0)
+    with rail.drawing() as drawn:
+        start = time.perf_counter()
+        time.sleep(0.01)
+        seconds = time.perf_counter() - start
+    assert drawn.rails_w == pytest.approx({"VDD_IN": 6.0, "VDD_CPU_GPU_CV": 2.0, "VDD_SOC": 1.5})
+    assert drawn.joules >= 6.0 * seconds
 
 
 def test_rails_of_several_chips_are_added_where_none_feeds_all(tmp_path):
@@ -90,7 +101,7 @@ def test_rails_of_several_chips_are_added_where_none_feeds_all(tmp_path):
     ina3221(tmp_path, {"in3_label": "OFF"}, "1-0041")
     rail = sensors.rail(tmp_path)
     assert rail.name == "INA3221 VDD_CPU_GPU_CV + VDD_SOC + VIN_SYS_5V0"
-    assert rail._read()[1] == pytest.approx(4.0)
+    assert sum(rail._read()[1]) == pytest.approx(4.0)
 
 
 def test_powers_are_summed_by_trapezoids(tmp_path):

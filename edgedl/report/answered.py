@@ -92,4 +92,10 @@ def _energy(found: Row) -> str:
     if found["energy_mj"] is None:
         return f"energy: {found['reason']}"
     above = f"{found['above_idle_mj']:.3g} mJ above the idle machine's {found['idle_watts']:.3g} W"
-    return f"energy: {found['energy_mj']:.3g} mJ a run ({above}) from {found['rail']}"
+    heat, clocks = found["temperature_c"], found["clocks_mhz"]
+    meanwhile = [
+        f"{found['watts']:.3g} W",
+        *([f"{max(heat.values()):.0f} °C"] if heat else []),
+        *(f"{name} {mhz:.0f} MHz" for name, mhz in clocks.items()),
+    ]
+    return f"energy: {found['energy_mj']:.3g} mJ a run ({above}) from {found['rail']}; meanwhile {', '.join(meanwhile)}"
