@@ -113,7 +113,7 @@ def _inputs(given: Sequence[Given], work: Path) -> dict[str, Path]:
 def _called(device: Device, entry: Given, seconds: float, *more: str) -> Printed:
     inputs = [(f"{entry.name}.i{index}", values.shape) for index, values in enumerate(entry.inputs)]
     arguments = benchmark_model.arguments(entry.name, entry.threads, device.delegate, seconds, inputs)
-    done = device.run([*arguments, *more])
+    done = device.run([*arguments, *more], entry.threads)
     try:
         printed = benchmark_model.read(f"{done.stdout}\n{done.stderr}")
         if done.returncode != 0:

@@ -76,7 +76,7 @@ def row_of(
 
 def _graphs(entry: Sent, timed: Found | None) -> dict[str, Any]:
     """As in a report's row; of what is timed there, the median of each graph's calls."""
-    calls = [name for name, _ in entry.recording.timed]
+    calls = entry.recording.timed
     return {
         name: {key: known[key] for key in ("file", "size_bytes", "sha256")}
         | {"calls": calls.count(name), "latency_ms": timed.calls_ms.get(name) if timed else None}
@@ -108,7 +108,7 @@ def _of_benchmark(device: Device, entry: Sent, found: Benchmarked, needed_db: fl
         "reason": "no score: benchmark_model answers no test set",
         "benchmark_model": {"delegate": device.delegate or None, **asdict(found)},
     }
-    first = {name: entry.recording.answered[0][name] for name in entry.recording.session.outputs}
+    first = {name: entry.recording.answered[""][0][name] for name in entry.recording.session.outputs}
     (file,) = entry.files
     if (answered := benchmarked.answer(work / f"{file}.out", first)) is None:
         return made | {"reason": f"{made['reason']}, and this release not even one call"}
@@ -135,7 +135,7 @@ def _answers(entry: Sent, work: Path) -> dict[str, Batch]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise TargetError(f"its answers cannot be read: {plain(str(error))}") from error
     for (graph, name), values in found.items():
-        here = recording.answers(graph)
+        here = recording.answered[graph]
         first, wanted = here[0][name], (len(here), *here[0][name].shape)
         if values.shape != wanted or values.dtype != first.dtype:
             of = f"{name} of {graph}" if graph else name
@@ -149,7 +149,7 @@ def _agreement(entry: Sent, graph: str, there: Batch) -> tuple[float, int | None
     They may be those to the first calls alone.
     """
     ratios, steps = [], []
-    answered = entry.recording.answers(graph)
+    answered = entry.recording.answered[graph]
     for name, values in there.items():
         here = np.stack([batch[name] for batch in answered[: len(values)]])
         if here.tobytes() == values.tobytes():

@@ -113,8 +113,6 @@ class Recorder:
         self.session = session
         self.calls: list[Call] = []
         self.answered: list[Batch] = []
-        self.num_bytes = 0
-        """Of what was given."""
         self.graphs = {name: _Recorded(name, graph, self) for name, graph in session.graphs.items()}
         self.run = _Recorded("", session, self).run
 
@@ -134,7 +132,6 @@ class _Recorded:
         answers = self.graph.run(batch)
         self.notes.calls.append((self.name, given))
         self.notes.answered.append({name: np.array(values) for name, values in answers.items()})
-        self.notes.num_bytes += sum(values.nbytes for values in given.values())
         return answers
 
 

@@ -59,7 +59,6 @@ def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> d
             reasons = dict.fromkeys(str(left_out(row, device)) for row in report["rows"])
             raise UsageError(f"{folder}: nothing to run on {device.name}: {'; '.join(reasons)}")
         sent = sending.prepare(folder, rows, task, report, device.threads, Path(work))
-        device.most_threads = max(entry.job["threads"] for entry in sent)
         job = {
             "schema": runner.SCHEMA,
             "networks": [entry.job for entry in sent],
@@ -113,7 +112,7 @@ def _done(device: Device, sent: Sequence[Sent], pace: Bench, work: Path) -> Resu
     calls = {graph["calls"] for entry in sent for graph in entry.job["graphs"].values()}
     models = {name: file for entry in sent for name, file in entry.files.items()}
     device.push({name: work / name for name in (RUNNER, JOB, *calls)} | models)
-    done = device.run([RUNNER])
+    done = device.run([RUNNER], max(entry.job["threads"] for entry in sent))
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
@@ -129,7 +128,7 @@ def _benchmarked(device: Device, sent: Sequence[Sent], pace: Bench, work: Path) 
     runs = []
     for entry in sent:
         ((name, file),) = entry.files.items()
-        (_, given) = entry.recording.calls[0]
+        given = next(iter(entry.recording.given[""]))
         inputs = [given[key].astype(spec.dtype) for key, spec in entry.recording.session.inputs.items()]
         runs.append(benchmarked.Given(name, file, entry.job["threads"], inputs))
     found = benchmarked.benchmark(device, runs, pace.min_seconds, work)

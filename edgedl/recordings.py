@@ -6,23 +6,21 @@ that were found here. So errors of another machine do not add up from call to ca
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgedl import graph_session, measure
+from edgedl.calls import Calls
 from edgedl.core import Batch, Session, TargetError, Task, UsageError
-from edgedl.graph_session import Call, Recorder
+from edgedl.graph_session import Recorder
 from edgedl.measure import Scored
 
-MOST_BYTES = 64 << 20
-"""Of calls beyond the samples themselves: a language model that is given its caches with every character takes 14 MB a
-sample. What is more than that is not recorded."""
+MOST_BYTES = 128 << 20
+"""Of calls beyond the samples themselves, kept as changes: those of `gpt-int8` take 75 MB, and 1.8 GB written out."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,11 @@ class Recording:
 
     session: Session
     """Closed: what it takes and answers is still to be seen."""
-    calls: Sequence[Call]
-    answered: Sequence[Batch]
+    order: Sequence[str]
+    """Which graph is called, call by call."""
+    given: Mapping[str, Calls]
+    """By graph, as all that follows."""
+    answered: Mapping[str, Sequence[Batch]]
     num_first: int
     """Calls for the first batch."""
     left_out: int
@@ -48,15 +49,9 @@ class Recording:
         return measure.batch_size(self.session)
 
     @property
-    def timed(self) -> Sequence[Call]:
+    def timed(self) -> Sequence[str]:
         """The calls that are timed: a whole decoding of several graphs, or the first of all."""
-        return self.calls[: self.num_first if self.session.graphs else 1]
-
-    def given(self, graph: str) -> list[Batch]:
-        return [given for name, given in self.calls if name == graph]
-
-    def answers(self, graph: str) -> list[Batch]:
-        return [found for (name, _), found in zip(self.calls, self.answered, strict=True) if name == graph]
+        return self.order[: self.num_first if self.session.graphs else 1]
 
 
 def record(session: Session, task: Task) -> Recording:
@@ -64,38 +59,33 @@ def record(session: Session, task: Task) -> Recording:
 
     Raises `UsageError` where the task leaves a graph uncalled.
     """
-    recorder, arrays, ends = Recorder(session), task.arrays("test"), list[int]()
+    recorder, arrays, order, ends = Recorder(session), task.arrays("test"), list[str](), list[int]()
+    graphs = graph_session.parts(session)
+    given = {name: Calls(list(graph.inputs)) for name, graph in graphs.items()}
+    answered: dict[str, list[Batch]] = {name: [] for name in graphs}
     most = sum(arrays[name].nbytes for name in task.inputs) + MOST_BYTES
 
     def batches() -> Iterator[Batch]:
         for batch in task.batches("test", measure.batch_size(session)):
-            if recorder.num_bytes > most:
+            if sum(calls.num_bytes for calls in given.values()) > most:
                 return
             yield batch
-            ends.append(len(recorder.calls))
+            for (name, call), found in zip(recorder.calls, recorder.answered, strict=True):
+                order.append(name)
+                given[name].append(call)
+                answered[name].append(found)
+            recorder.calls.clear()
+            recorder.answered.clear()
+            ends.append(len(order))
 
     outputs = measure.answers(recorder, task, batches())
     num, total = (len(next(iter(found.values()))) for found in (outputs, arrays))
-    if idle := recorder.graphs.keys() - {name for name, _ in recorder.calls}:
+    if idle := graphs.keys() - {*order}:
         raise UsageError(
             f"task {task.use} never calls graph {min(idle)} for {num} test samples: nothing can be said of it"
         )
     scored = measure.scored(outputs, task, "test", num if num < total else None)
-    return Recording(session, recorder.calls, recorder.answered, ends[0], total - num, scored)
-
-
-def save(recording: Recording, graph: str, folder: Path) -> str:
-    """The name of the file with all that a graph is given, stacked by input: most files of a run are given the same."""
-    given = recording.given(graph)
-    calls = [np.stack([batch[name] for batch in given]) for name in recording.graphs[graph].inputs]
-    digest = hashlib.sha256()
-    for values in calls:
-        digest.update(f"{values.dtype} {values.shape}".encode())
-        digest.update(values.tobytes())
-    name = f"calls-{digest.hexdigest()[:16]}.npz"
-    if not (folder / name).exists():
-        np.savez(folder / name, *calls)
-    return name
+    return Recording(session, order, given, answered, ends[0], total - num, scored)
 
 
 class Played:
@@ -105,7 +95,7 @@ class Played:
         self.recording, self.answers, self.place = recording, answers, 0
         self.graphs = {name: _Graph(name, graph, self) for name, graph in recording.session.graphs.items()}
         self.run = _Graph("", recording.session, self).run
-        self._next = dict.fromkeys(recording.graphs, 0)
+        self._given = {name: enumerate(calls) for name, calls in recording.given.items()}
         self._signal, self._noise = (
             defaultdict[tuple[str, str], float](float),
             defaultdict[tuple[str, str], float](float),
@@ -128,11 +118,10 @@ class Played:
 
     def answer(self, graph: str, batch: Batch) -> Batch:
         """What the other machine answered to this call, which was recorded; floats are compared when all is played."""
-        if self.place >= len(self.recording.calls):
+        if self.recording.order[self.place : self.place + 1] != [graph]:
             raise _otherwise()
-        name, recorded = self.recording.calls[self.place]
-        if name != graph:
-            raise _otherwise()
+        self.place += 1
+        place, recorded = next(self._given[graph])
         for key, given in batch.items():
             before = recorded[key]
             if before.shape != given.shape or before.dtype != given.dtype:
@@ -145,8 +134,6 @@ class Played:
         for key, before in recorded.items():
             if np.issubdtype(before.dtype, np.floating):
                 self._signal[graph, key] += float(np.square(before, dtype=np.float64).sum())
-        place = self._next[graph]
-        self.place, self._next[graph] = self.place + 1, place + 1
         return {key: values[place] for key, values in self.answers[graph].items()}
 
 

@@ -13,14 +13,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgedl import graph_session, jetson, loads, measure
+from edgedl import calls, graph_session, jetson, loads, measure
+from edgedl.calls import Calls
 from edgedl.devices import local
 from edgedl.graph_session import Replay
 from edgedl.loads import Asked
@@ -204,9 +205,9 @@ def _import_runtime(opens: str) -> None:
 def _timed(entry: Entry, threads: int | None = None) -> tuple[Session, Batch]:
     """What is timed of a network, and what it is given: the calls that are timed of each other that it is held to."""
     timed = entry["timed"]
-    calls = {name: _calls(entry["graphs"][name], file) for name, file in timed["calls"].items()}
+    given = {name: iter(_calls(entry["graphs"][name], file)) for name, file in timed["calls"].items()}
     session = _open(entry if threads is None else {**entry, "threads": threads})
-    return graph_session.played(session, [(name, next(calls[name])) for name in timed["order"]])
+    return graph_session.played(session, [(name, next(given[name])) for name in timed["order"]])
 
 
 def _open(entry: Entry) -> Session:
@@ -216,9 +217,6 @@ def _open(entry: Entry) -> Session:
     return graph_session.joined(graphs)
 
 
-def _calls(graph: Mapping[str, Any], file: str) -> Iterator[Batch]:
-    """What a graph is given, call by call. Arrays lie in order: their names are a person's own and may be any."""
-    with np.load(file) as arrays:
-        stacked = list(arrays.values())
-    for values in zip(*stacked, strict=True):
-        yield dict(zip(graph["inputs"], values, strict=True))
+def _calls(graph: Mapping[str, Any], file: str) -> Calls:
+    """What a graph is given, call by call."""
+    return calls.read(Path(file), graph["inputs"])

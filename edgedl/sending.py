@@ -17,8 +17,20 @@ from edgedl.devices import Device
 from edgedl.recordings import Recording
 
 MODULES = (
-    *("__init__", "runner", "measure", "stats", "graph_session", "sessions", "devices/__init__", "devices/local"),
-    *("loads", "sensors", "litert", "flatbuffer", "loops", "origin", "onnx_session", "engine", "passport", "gpu"),
+    *("__init__", "runner", "measure", "stats", "graph_session", "calls", "sessions", "devices/__init__"),
+    *(
+        "devices/local",
+        "loads",
+        "sensors",
+        "litert",
+        "flatbuffer",
+        "loops",
+        "origin",
+        "onnx_session",
+        "engine",
+        "passport",
+        "gpu",
+    ),
     *("engine_there", "jetson", "far_end"),
 )
 """What the runner imports."""
@@ -59,13 +71,13 @@ def prepare(
             session = opened(row, found, usual)
             recording = recordings.record(session, task)
             session.close()
-            calls = {graph: recordings.save(recording, graph, work) for graph in recording.graphs}
+            calls = {graph: given.save(work) for graph, given in recording.given.items()}
             builds, settings = None, None
             if row["target"] == "tensorrt":
                 found = {graph: file.with_name("model.onnx") for graph, file in found.items()}
                 builds, settings = building(folder, row, report)
             # The calls of a target's first row, the float one: all files are to do the same work.
-            timed.setdefault(row["target"], {"calls": calls, "order": [graph for graph, _ in recording.timed]})
+            timed.setdefault(row["target"], {"calls": calls, "order": recording.timed})
             graphs: dict[str, dict[str, Any]] = {
                 graph: {
                     "file": f"{index}-{place}.model",

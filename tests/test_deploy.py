@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -191,7 +191,7 @@ def test_the_fastest_there_is_deployed_if_it_is_known(run):
 
 def test_a_file_that_answers_wrongly_there_is_not_left(run, tmp_path, monkeypatch):
     class Contrary(Local):
-        def run(self, arguments: list[str]) -> CompletedProcess[str]:
+        def run(self, arguments: Sequence[str], threads: int = 1) -> CompletedProcess[str]:
             with np.load(self.folder / "example.npz") as arrays:
                 kept = dict(arrays)
             np.savez(self.folder / "example.npz", kept["arr_0"], kept["arr_1"] * np.nan)

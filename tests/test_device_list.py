@@ -131,7 +131,7 @@ def test_a_python_elsewhere_says_what_it_runs_on(monkeypatch):
 )
 def test_one_that_answers_garbage_is_one_line(status, out, err, said, tmp_path):
     class Odd(local.Local):
-        def run(self, arguments):
+        def run(self, arguments, threads=1):
             return CompletedProcess(arguments, status, out, err)
 
     with pytest.raises(TargetError, match=re.escape(said)):
@@ -140,7 +140,7 @@ def test_one_that_answers_garbage_is_one_line(status, out, err, said, tmp_path):
 
 def test_what_it_says_steers_no_terminal(tmp_path):
     class Odd(local.Local):
-        def run(self, arguments):
+        def run(self, arguments, threads=1):
             return CompletedProcess(arguments, 0, json.dumps({"name\x1b": "\x1b[2J", "versions": {"a\n": "b\r"}}), "")
 
     assert device_list.describe(Odd(tmp_path)) == {"name ": " [2J", "versions": {"a ": "b "}}

@@ -342,8 +342,8 @@ class Changing(Local):
 
     change: Callable[[list[np.ndarray]], Any] = staticmethod(lambda arrays: None)
 
-    def run(self, arguments):
-        done: CompletedProcess[str] = super().run(arguments)
+    def run(self, arguments, threads=1):
+        done: CompletedProcess[str] = super().run(arguments, threads)
         with np.load(self.folder / "answers-0.npz") as found:
             arrays = list(found.values())
         self.change(arrays)
@@ -432,7 +432,7 @@ def test_states_that_drift_are_no_score_even_where_all_symbols_are_the_same(fini
     recording = recordings.record(open_files(TFLite(), folder), task)
     assert recording.scored.score == report["rows"][0]["score"]
     answers = {
-        name: {key: np.stack([found[key] for found in recording.answers(name)]) for key in graph.outputs}
+        name: {key: np.stack([found[key] for found in recording.answered[name]]) for key in graph.outputs}
         for name, graph in recording.graphs.items()
     }
     assert recordings.Played(recording, answers).evaluate(task, 240.0).score == recording.scored.score

@@ -22,6 +22,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgedl import benching, device_rows, devices, on_device, plugins, recordings, runner, sending, stats
+from edgedl.calls import Calls
 from edgedl.core import Batch, Session, TargetError, UsageError
 from edgedl.devices import Device, qemu_aarch64
 from edgedl.devices.local import Local
@@ -67,7 +68,7 @@ class Honest(Local):
     kept: Path
     lie: Callable[[Path], None]
 
-    def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
+    def run(self, arguments: Sequence[str], threads: int = 1) -> CompletedProcess[str]:
         shutil.copytree(self.kept, self.folder, dirs_exist_ok=True)
         self.lie(self.folder)
         return subprocess.CompletedProcess(arguments, 0, "", "")
@@ -173,8 +174,10 @@ def test_inputs_may_have_any_name(tmp_path):
     graph = helper.make_graph([node], "graph", specs[:1], specs[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "0.model")
     (tmp_path / "1.model").write_bytes((tmp_path / "0.model").read_bytes()[:-20])
-    np.savez(tmp_path / "calls.npz", np.arange(6, dtype=np.float32).reshape(3, 2))
-    graph = {"inputs": [given], "outputs": [answered], "calls": "calls.npz", "builds": None}
+    calls = Calls([given])
+    for values in np.arange(6, dtype=np.float32).reshape(3, 2):
+        calls.append({given: values})
+    graph = {"inputs": [given], "outputs": [answered], "calls": calls.save(tmp_path), "builds": None}
     entries = [
         {"name": f"{index}", "opens": "onnxruntime", "threads": 1, "answers": f"answers-{index}.npz"}
         | {"graphs": {"": graph | {"file": f"{index}.model"}}}
@@ -330,7 +333,7 @@ class Leading(Digits):
 def test_a_task_that_goes_on_otherwise_gives_no_score(run):
     task, target = Leading(), plugins.target_for(Path("x.tflite"), 1)
     recording = recordings.record(target.open(run / "targets" / "float" / "tflite" / "model.tflite"), task)
-    answers = np.stack([batch["logits"] for batch in recording.answers("")])
+    answers = np.stack([batch["logits"] for batch in recording.answered[""]])
     same = Played(recording, {"": {"logits": answers}}).evaluate(task, 60.0)
     assert (same.score, same.samples) == (recording.scored.score, recording.scored.samples)
     with pytest.raises(TargetError, match="goes on otherwise"):
@@ -340,7 +343,7 @@ def test_a_task_that_goes_on_otherwise_gives_no_score(run):
 class Contrary(Local):
     """Answers the opposite for the file that is sent first."""
 
-    def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
+    def run(self, arguments: Sequence[str], threads: int = 1) -> CompletedProcess[str]:
         done = super().run(arguments)
         with_first_answers(lambda file, answers: np.savez(file, -answers))(self.folder)
         return done
@@ -404,6 +407,15 @@ def test_devices_that_are_none_are_one_line(where, said, run, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = filter(None, done.stderr.splitlines())
     assert said in line
+
+
+def test_a_device_that_fails_keeps_the_others_from_nothing(run, tmp_path):
+    on = ("--on", "qemu-aarch64", "--on", "local", "--seconds", "0.02")
+    done = edgedl("bench", str(run), *on, XDG_CACHE_HOME=str(tmp_path / "empty"))
+    assert done.returncode == 2
+    assert "edgedl devices setup qemu-aarch64" in done.stderr.splitlines()[-1]
+    assert "bit for bit" in done.stdout
+    assert (run / "devices" / "local.json").is_file()
 
 
 @pytest.mark.parametrize("given", [("--threads", "2"), ("--vs", "x.onnx"), ("--operators",)])

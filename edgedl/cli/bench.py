@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -94,12 +94,10 @@ def _is_run(path: Path, out: Path) -> bool:
 def _on_devices(
     runs: list[Path], on: list[str], out: Path, seconds: float, as_json: bool, given: bool, asked: Asked
 ) -> None:
-    """A run's files on one device after another."""
+    """A run's files on one device after another; one that fails does not keep the others from it."""
     from edgedl import devices, on_device, progress
-    from edgedl.cli.show import print_json
-    from edgedl.core import MissingPackage, UsageError
-    from edgedl.report import answered, page, terminal
-    from edgedl.run import find_finished, read_report
+    from edgedl.core import EdgedlError, UsageError
+    from edgedl.run import find_finished
 
     if len(runs) > 1 or given:
         raise UsageError(
@@ -109,8 +107,26 @@ def _on_devices(
     for where in on:
         devices.check(where)
     folder = find_finished(str(runs[0]), out)
+    found: list[dict[str, Any]] = []
+    failed: list[EdgedlError] = []
     with progress.display(), progress.diverted(Path(os.devnull)):
-        found = [on_device.bench(folder, where, seconds, asked) for where in on]
+        for where in on:
+            try:
+                found.append(on_device.bench(folder, where, seconds, asked))
+            except EdgedlError as error:
+                failed.append(error)
+    if found:
+        _show(folder, found, as_json)
+    if failed:
+        raise type(failed[0])("; ".join(dict.fromkeys(map(str, failed))))
+
+
+def _show(folder: Path, found: list[dict[str, Any]], as_json: bool) -> None:
+    from edgedl.cli.show import print_json
+    from edgedl.core import MissingPackage
+    from edgedl.report import answered, page, terminal
+    from edgedl.run import read_report
+
     try:
         shown = f"report: {page.write_page(read_report(folder), folder)}"
     except MissingPackage as error:

@@ -45,28 +45,32 @@ class Device(ABC):
     """What a reader of its rows has to know."""
     threads: int | None = None
     """With how many threads files run there; None for as many as in the run."""
-    most_threads: int = 1
-    """The largest number of threads among the files that are run there, for a device that pins them to cores."""
     program: str | None = None
     """Name and version of LiteRT's `benchmark_model`, where that is what `run` runs, and not Python."""
     delegate: str = ""
     """To what `benchmark_model` is to hand the network: "gpu", "nnapi", or nothing."""
 
-    runs_python: bool = True
-    """Whether `run` runs Python."""
     why_not: str = ""
     """Why `run` runs nothing, if there is neither Python nor `program`, and what to do."""
     builds_engines: bool = False
     """Whether the Python there has TensorRT."""
     is_phone: bool = False
 
+    @property
+    def runs_python(self) -> bool:
+        """Whether it is Python that `run` runs."""
+        return self.program is None and not self.why_not
+
     @abstractmethod
     def push(self, files: Mapping[str, Path]) -> None:
         """Puts files into the device's folder under the given names, which are plain. Raises `TargetError`."""
 
     @abstractmethod
-    def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
-        """Runs Python (or `program`) with these arguments, in its folder, until it ends. Raises `TargetError`."""
+    def run(self, arguments: Sequence[str], threads: int = 1) -> CompletedProcess[str]:
+        """Runs Python (or `program`) with these arguments, in its folder, until it ends. Raises `TargetError`.
+
+        A device that pins work to cores has room for so many `threads` then.
+        """
 
     @abstractmethod
     def pull(self, names: Sequence[str], folder: Path) -> None:

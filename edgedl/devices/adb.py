@@ -35,17 +35,19 @@ class Phone(Device):
         self.passport = dict(passport)
         self.name = passport["name"]
         self.before = state(shell)
-        self.is_phone, self.runs_python = True, False
+        self.is_phone = True
+        self.pinned: Sequence[int] = ()
+        """The cores that the last work ran on; empty for any."""
         if cores != "all" and shell.script("command -v taskset").returncode != 0:
             self.cores, self.notes = "all", ("there is no taskset on it: files ran on any of its cores",)
 
     def push(self, files: Mapping[str, Path]) -> None:
         self._push(files, self.folder)
 
-    def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
+    def run(self, arguments: Sequence[str], threads: int = 1) -> CompletedProcess[str]:
         """In the folder, on the cores that are fastest; a signal's number is then part of the status, as in a shell."""
-        cores = self._pinned()
-        pinned = ("taskset", f"{sum(1 << core for core in cores):x}") if cores else ()
+        self.pinned = self._fastest(threads)
+        pinned = ("taskset", f"{sum(1 << core for core in self.pinned):x}") if self.pinned else ()
         words = ("env", f"TMPDIR={self.folder}", *pinned, *self.command, *arguments)
         script = f"cd {shlex.quote(self.folder)} && exec {shlex.join(words)}"
         for _ in range(TRIES - 1):
@@ -96,11 +98,11 @@ class Phone(Device):
             after = state(self.shell)
         except TargetError as error:  # all else is known by then
             self.notes = (*self.notes, f"how it is after the work is not known: {error}")
-            return self.passport | {"pinned_to": self._pinned() or None, "before": self.before, "after": None}
+            return self.passport | {"pinned_to": list(self.pinned) or None, "before": self.before, "after": None}
         level = after["thermal_status"]
         if level not in (None, "none"):
             self.notes = (*self.notes, f"it was hot (thermal status {level}): times of a cool phone may be shorter")
-        return self.passport | {"pinned_to": self._pinned() or None, "before": self.before, "after": after}
+        return self.passport | {"pinned_to": list(self.pinned) or None, "before": self.before, "after": after}
 
     def _push(self, files: Mapping[str, Path], folder: str) -> None:
         for known_as, file in files.items():
@@ -116,7 +118,7 @@ class Phone(Device):
         if done.returncode != 0:
             raise TargetError(f"{self.name}: {words[0]}: {last_line(done)}")
 
-    def _pinned(self) -> list[int]:
+    def _fastest(self, threads: int) -> list[int]:
         """The fastest cores, cluster by cluster, until there is one for each thread; none where all are alike."""
         if self.cores == "all":
             return []
@@ -125,7 +127,7 @@ class Phone(Device):
             return [core for core in range(64) if int(self.cores, 16) >> core & 1]
         chosen: list[int] = []
         for clock in sorted({*clocks.values()}, reverse=True):
-            if len(chosen) < self.most_threads:
+            if len(chosen) < threads:
                 chosen += [core for core, found in clocks.items() if found == clock]
         return sorted(chosen) if len(chosen) < len(clocks) else []
 
@@ -187,7 +189,7 @@ def _equip(phone: Phone, python: str, benchmark_model: str, delegate: str) -> No
         raise UsageError("adb: either python or benchmark_model runs the files, and delegates need the latter")
     command, has = ([], []) if benchmark_model or delegate else phone_python.find(phone.shell, python)
     if command:
-        phone.command, phone.runs_python = command, True
+        phone.command = command
         return
     if python:
         lacks = "it needs numpy and a runtime" if has else "it does not run for adb's user there"

@@ -42,7 +42,7 @@ class Local(Device):
         for known_as, file in files.items():
             shutil.copyfile(file, self.folder / known_as)
 
-    def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
+    def run(self, arguments: Sequence[str], threads: int = 1) -> CompletedProcess[str]:
         """As `Device.run`; what it says is text, whatever bytes it writes."""
         return subprocess.run(
             [*self.python, *arguments],

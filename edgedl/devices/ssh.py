@@ -98,7 +98,7 @@ class Ssh(Device):
 
         self._again(send)
 
-    def run(self, arguments: Sequence[str]) -> CompletedProcess[str]:
+    def run(self, arguments: Sequence[str], threads: int = 1) -> CompletedProcess[str]:
         """As `Device.run`; it goes on there while the connection is made anew."""
         number, self._runs = self._runs, self._runs + 1
         found = self._ask("run", number=number, command=[self.python, *arguments])
