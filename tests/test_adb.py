@@ -59,7 +59,7 @@ def outputs(run: Path) -> dict[str, bytes]:
     for index, variant in enumerate(("float", "compressed")):
         content = (run / "targets" / variant / "tflite" / "model.tflite").read_bytes()
         weights = np.frombuffer(content[content.index(weights_of(run, variant)) :][: 784 * 10 * 4], np.float32)
-        found[f"{index}.model"] = (image @ weights.reshape(10, 784).T).tobytes()
+        found[f"{index}-0.model"] = (image @ weights.reshape(10, 784).T).tobytes()
     return found
 
 
@@ -192,7 +192,7 @@ def test_benchmark_model_gives_times_memory_and_operators_but_no_score(run, phon
         row["reason"] for row in content["left_out"] if row["target"] == "onnxruntime"
     }
     calls = phone.said("benchmarked").splitlines()
-    assert [call.split()[0] for call in calls[:4]] == [f"--graph={index}.model" for index in (0, 1, 1, 0)]
+    assert [call.split()[0] for call in calls[:4]] == [f"--graph={index}-0.model" for index in (0, 1, 1, 0)]
     assert len(calls) == 2 * 10 + 2
     assert "--num_threads=1 --input_layer=i0 --input_layer_shape=1,1,28,28" in calls[0]
     assert "enable_op_profiling" not in calls[0]
