@@ -102,8 +102,10 @@ def _answered(
 
     found = loads.answer(asked, opened, inputs, count or 1, pace)
     if asked.cold:
-        if target.use in runner.OPENERS and file.is_file():
-            command = runner.cold_command({"file": str(file.absolute()), "opens": target.use, "threads": count})
+        if target.use in runner.OPENERS and not target.needs_gpu:
+            parts = graph_session.graph_files(file, target.suffixes) if file.is_dir() else {"": file}
+            graphs = {name: {"file": str(part.absolute())} for name, part in parts.items()}
+            command = runner.cold_command({"opens": target.use, "threads": count, "graphs": graphs})
         else:
             command = measure.fresh_command(target, file)
         found["cold_start"] = loads.cold_starts(command, asked.cold)

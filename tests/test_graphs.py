@@ -200,10 +200,11 @@ def test_the_files_are_scored_and_measured_again_by_their_folder(finished, monke
     run, report = finished
     task = recipe.parse(RECIPE, Path("several.toml")).task
     paths = [run.folder / report["rows"][index]["file"] for index in (0, 1)]
-    rows = benching.bench(paths[1:], paths[0], task, None, 1, 0.05, operators=True)
+    rows = benching.bench(paths[1:], paths[0], task, None, 1, 0.05, True, Asked(cold=1))
     for row, known in zip(rows, (report["rows"][1], report["rows"][0]), strict=True):
         assert (row["score"], row["size_bytes"]) == (known["score"], known["size_bytes"])
         assert row["operators"]
+        assert row["cold_start"]["first_answer_ms"]["median"] > row["cold_start"]["import_ms"]["median"] > 0
     assert benching.bench(paths[:1], None, None, None, 1, 0.05, operators=False)[0]["latency_ms"]["median"] > 0
     monkeypatch.chdir(run.folder / report["rows"][2]["file"])  # made for TensorRT, and scored by onnxruntime
     assert report["rows"][2]["score"] == benching.bench([Path()], None, task, "onnxruntime", 1, 0.05, False)[0]["score"]

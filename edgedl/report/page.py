@@ -18,6 +18,7 @@ from edgedl.report import exhibits, words
 from edgedl.report.terminal import (
     accelerators_in_words,
     conditions_in_words,
+    decoding_in_words,
     device_agreement,
     engine_in_words,
     figure,
@@ -187,6 +188,7 @@ def filled(
         "summary": words.summary,
         "share": share,
         "graphs": graphs_in_words,
+        "decoding": decoding_in_words,
         "float_ops": float_ops_in_words,
         "rewrites": rewrites_in_words,
         "accelerators": accelerators_in_words,

@@ -226,8 +226,7 @@ def print_devices(found: Sequence[Mapping[str, Any]]) -> None:
             console.print("no latencies: what an emulator takes says nothing of a device")
         for row in device["rows"]:
             if row.get("graphs") and row["latency_ms"]:
-                rates = "".join(f"; {value:,.4g} {name}" for name, value in row["figures"].items())
-                console.print(f"{row['target']}, {row['variant']}: {graphs_in_words(row)}{rates}")
+                console.print(f"{row['target']}, {row['variant']}: {decoding_in_words(row)}")
             if row["reason"]:
                 status = "" if row["status"] == "ok" else f" {row['status']}"
                 named = (f"{row['variant']} on {row['target']}{status}: ", "bold")
@@ -556,6 +555,11 @@ def graphs_in_words(row: Mapping[str, Any]) -> str:
         files.append(f"{name} {size(graph['size_bytes'])}{calls}")
     whole = "; the latency is that of all calls together" if row["latency_ms"] else ""
     return f"{'; '.join(files)}{whole}"
+
+
+def decoding_in_words(row: Mapping[str, Any]) -> str:
+    """As `graphs_in_words`, of a device's row, and what follows from it, such as tokens a second."""
+    return "; ".join([graphs_in_words(row), *(f"{figure(value)} {name}" for name, value in row["figures"].items())])
 
 
 def size(num_bytes: int | None) -> str:
