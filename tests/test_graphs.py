@@ -389,6 +389,7 @@ def test_several_graphs_answer_and_are_timed_on_a_device_like_one(run, finished,
     for said in (capsys.readouterr().out, html):
         assert "symbols/s" in said
         assert "scored call by call" in said
+    assert "Energy: no rail" in html or "mJ a run" in html
     again = on_device.bench(run, "local", 0.01)
     assert [row["sustained"] for row in again["rows"]] == [row["sustained"] for row in content["rows"]]
 

@@ -92,7 +92,7 @@ def _energy(found: Row) -> str:
     if found["energy_mj"] is None:
         return f"energy: {found['reason']}"
     above = f"{found['above_idle_mj']:.3g} mJ above the idle machine's {found['idle_watts']:.3g} W"
-    heat, clocks = found["temperature_c"], found["clocks_mhz"]
+    heat, clocks = (found.get(key) or {} for key in ("temperature_c", "clocks_mhz"))  # which older answers lack
     meanwhile = [
         f"{found['watts']:.3g} W",
         *([f"{max(heat.values()):.0f} °C"] if heat else []),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgedl import analysis, files, gate, plugins
 from edgedl.core import MissingPackage
-from edgedl.report import exhibits, words
+from edgedl.report import answered, exhibits, words
 from edgedl.report.terminal import (
     accelerators_in_words,
     conditions_in_words,
@@ -189,6 +189,7 @@ def filled(
         "share": share,
         "graphs": graphs_in_words,
         "decoding": decoding_in_words,
+        "answers": answered.lines,
         "float_ops": float_ops_in_words,
         "rewrites": rewrites_in_words,
         "accelerators": accelerators_in_words,
