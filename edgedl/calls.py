@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgedl.sessions import UsageError
+
 WHOLE = -1
 """In place of how many elements have changed: all are given."""
 MOST_CHANGED = 1 / 2
@@ -25,8 +27,12 @@ class Calls:
         self.inputs = {name: _Input() for name in names}
 
     def append(self, given: Mapping[str, np.ndarray]) -> None:
+        """Raises `UsageError` for arrays of another shape or type than before."""
         for name, kept in self.inputs.items():
-            kept.append(given[name])
+            try:
+                kept.append(given[name])
+            except ValueError as error:
+                raise UsageError(f"{name} is given as {error}: a device is sent calls that are alike") from error
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for values in zip(*self.inputs.values(), strict=True):
@@ -76,10 +82,11 @@ class _Input:
 
     def append(self, values: np.ndarray) -> None:
         given = np.array(values).reshape(-1)  # a copy: whoever gives it may go on in the same array
-        changed = _changed(self._last, given)
-        if changed is None:
+        if self._last is None:
             self.shape = values.shape
-        assert self.shape == values.shape
+        elif (self.shape, self._last.dtype) != (values.shape, values.dtype):
+            raise ValueError(f"{self._last.dtype} {self.shape} and as {values.dtype} {values.shape}")
+        changed = _changed(self._last, given)
         if changed is None or len(changed) > MOST_CHANGED * len(given):
             self.counts.append(WHOLE)
             self.places.append(np.empty(0, np.int32))

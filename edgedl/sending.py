@@ -122,6 +122,7 @@ def opened(row: Mapping[str, Any], found: Mapping[str, Path], threads: int) -> S
     for graph, file in found.items():
         source = row["target"].startswith("tensorrt") and file.suffix == ".onnx"
         target = plugins.stand_in() if source else plugins.target_for(file, threads, row["target"])
+        plugins.require([target], "open")
         graphs[graph] = target.open(file)
     return graph_session.joined(graphs)
 

@@ -9,6 +9,7 @@ import pytest
 
 from edgedl import calls
 from edgedl.calls import Calls
+from edgedl.core import UsageError
 
 
 def kept(given: list[dict[str, np.ndarray]]) -> Calls:
@@ -62,3 +63,9 @@ def test_caches_of_which_one_column_changes_take_its_room_alone(tmp_path: Path):
 def test_calls_that_are_wholly_new_take_no_more_than_themselves():
     images = [{"image": np.random.default_rng(seed).random((3, 8, 8))} for seed in range(5)]
     assert kept(images).num_bytes == 5 * images[0]["image"].nbytes
+
+
+def test_calls_of_several_shapes_are_told():
+    found = kept([{"image": np.zeros((2, 3), np.float32)}])
+    with pytest.raises(UsageError, match=r"image is given as float32 \(2, 3\) and as float32 \(1, 3\)"):
+        found.append({"image": np.zeros((1, 3), np.float32)})

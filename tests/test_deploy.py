@@ -289,5 +289,11 @@ def test_without_tensorrt_an_engine_is_not_deployed(run, tmp_path):
         deploying.deploy(run, "local", "tensorrt", None, str(tmp_path / "left"))
 
 
+def test_files_of_graphs_have_plain_names():
+    assert deploying._plain_names([""]) == {"": "model"}
+    assert deploying._plain_names(["encoder", "decoder-2"]) == {"encoder": "encoder", "decoder-2": "decoder-2"}
+    assert deploying._plain_names(["a b", "graph-0"]) == {"a b": "graph-0", "graph-0": "graph-1"}
+
+
 def test_an_engine_lies_beside_its_file():
     assert engine_there.engine_of(Path("0.model")) == Path("0.engine")
