@@ -63,13 +63,13 @@ def _free(graph: Flatbuffer, operator: Any, prime: int) -> None:
             told = np.where(shape % prime == 0, REST, shape).astype(np.int32)
             if operator.builtinOptions is not None:
                 operator.builtinOptions.newShape = told
-            _tell(graph, operator, 1, told)
+            tell(graph, operator, 1, told)
             return
     if kind in ("SLICE", "STRIDED_SLICE") and None not in (graph.held(inputs[1]), graph.held(inputs[2])):
         begin, until = graph.integers(inputs[1]), graph.integers(inputs[2])
         whole = (np.array(graph.shape(inputs[0]), int) % prime == 0) & (begin == 0) & (until % prime == 0)
         if kind == "SLICE":
-            _tell(graph, operator, 2, np.where(whole, REST, until))
+            tell(graph, operator, 2, np.where(whole, REST, until))
         else:
             options = operator.builtinOptions = copy.copy(operator.builtinOptions)
             options.endMask |= sum(1 << int(axis) for axis in np.flatnonzero(whole))
@@ -102,7 +102,7 @@ def _drop_broadcasts(graph: Flatbuffer) -> None:
         graph.operators = [other for other in graph.operators if other is not operator]
 
 
-def _tell(graph: Flatbuffer, operator: Any, slot: int, values: np.ndarray) -> None:
+def tell(graph: Flatbuffer, operator: Any, slot: int, values: np.ndarray) -> None:
     """Gives an operator whole numbers of its own in the place of a constant that others may take, too."""
     tensor = copy.copy(graph.tensors[operator.inputs[slot]])
     graph.store(tensor, values.astype(np.int32).tobytes())

@@ -36,6 +36,7 @@ def compress(
     limits: Limits | Table | None = None,
     bench: Bench | Table | None = None,
     max_batch: int | None = None,
+    dynamic: Sequence[str] = (),
     name: str | None = None,
     seed: int = 0,
     out: str | Path = "runs",
@@ -51,13 +52,15 @@ def compress(
     `images` says what is done to images among the data, and which the files take: `size`, `mean`, `std`, `layout`, and
     with `uint8_input` pixels from 0 to 255, which they normalize themselves, with `channels_last` (H, W, C).
     With `max_batch`, files take batches of 1 to so many samples, and not only those of `bench`'s size.
+    `dynamic` names dimensions that files take in other sizes, too, where a target can: "tokens.1=length:1-128" is
+    dimension 1 of the input tokens; without a range it is from 2 to the size of the data.
     `steps`, `targets`, `limits` and `bench` are those of a recipe. With `fresh`, no step is taken from earlier runs.
 
     Raises `EdgedlError`, whose text says what to do.
     """
     wanted, text = own_recipe.make(
         model, data, task=task, label=label, metric=metric, images=images, steps=steps, targets=targets, limits=limits,
-        bench=bench, name=name, seed=seed, max_batch=max_batch,
+        bench=bench, name=name, seed=seed, max_batch=max_batch, dynamic=dynamic,
     )  # fmt: skip
     plugins.require(wanted.needed_targets)
     from edgedl import pipeline

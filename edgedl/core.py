@@ -67,6 +67,17 @@ def graphs_of(net: object) -> Mapping[str, Graph]:
 
 
 @dataclass(frozen=True)
+class Dimension:
+    """A dimension of inputs, by a name of its own, that files take in sizes from `least` to `most`, where they can."""
+
+    name: str
+    least: int
+    size: int
+    """That of the data, at which files are scored and measured."""
+    most: int
+
+
+@dataclass(frozen=True)
 class Metric:
     """What a score means. `unit` is "fraction" for values in [0, 1]."""
 
@@ -127,6 +138,11 @@ class Task(Part):
     def input_specs(self, batch_size: int) -> dict[str, TensorSpec]:
         """`inputs` with the batch dimension in front."""
         return with_batch(self.inputs, batch_size)
+
+    @property
+    def dynamic(self) -> Mapping[str, Mapping[int, Dimension]]:
+        """Which dimensions of inputs may have other sizes, by input and axis; axis 0 is that of samples, and is not."""
+        return {}
 
     def arrays(self, split: Split) -> Batch:
         """All samples of a split: inputs and labels by name. Raises `DataError` if they cannot be had."""
@@ -333,6 +349,8 @@ class Artifact:
     """Where the network is several graphs: the file of each; `file` and `stand_in` are then the folder of all."""
     rewrites: Mapping[str, int] = field(default_factory=dict)
     """What the target has rewritten in words, and in how many places."""
+    notes: tuple[str, ...] = ()
+    """What it lacks of what was asked for, and why, for the report to say."""
 
     @property
     def size_bytes(self) -> int:

@@ -111,7 +111,7 @@ def gathered(
     if row["target"] == "tensorrt":
         found |= {f"{plain[graph]}.onnx": file.with_name("model.onnx") for graph, file in sources.items()}
         found |= _scripts(sources, plain, work)
-        how, _ = sending.building(folder, row, report)
+        how, _ = sending.building(folder, row, report, task)
         engines, built = _built(found, [f"{name}.onnx" for name in plain.values()], how, device, work)
         found |= {file.name: file for file in engines}
         ships = {graph: f"{name}.engine" for graph, name in plain.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgedl import answers, benchmarked, gate, ladder, measure, stats
+from edgedl import answers, benchmarked, gate, ladder, measure, other_sizes, stats
 from edgedl.answers import Found, Result
 from edgedl.benchmarked import Benchmarked
 from edgedl.core import Batch, TargetError, Task
@@ -186,7 +186,7 @@ def _needed_db(row: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, f
     found = {}
     for graph, of_graph in (climb.get("graphs") or {"": climb}).items():
         noise = of_graph["quantization"]
-        needed_db = ladder.FLOAT_AGREEMENT_DB if noise is None else noise["sqnr_db"] + ladder.QUANTIZED_MARGIN_DB
+        needed_db = other_sizes.FLOAT_AGREEMENT_DB if noise is None else noise["sqnr_db"] + ladder.QUANTIZED_MARGIN_DB
         in_half = row["target"] == "tensorrt" and row["precision"] == "fp16"
         found[graph] = min(needed_db, ladder.HALF_AGREEMENT_DB) if in_half else needed_db
     return found

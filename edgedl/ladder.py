@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl import stats
+from edgedl import other_sizes, stats
 from edgedl.core import Activation, Batch, Model, Session, Target, Task
 from edgedl.measure import Scored, batch_size, evaluate
+from edgedl.other_sizes import FLOAT_AGREEMENT_DB, OtherSize
 
 if TYPE_CHECKING:
     from edgedl.graphs import Part
 
-FLOAT_AGREEMENT_DB = 60.0
-"""A float file must repeat the float network to this signal-to-noise ratio; sound exports reach 100 dB and more."""
 QUANTIZED_MARGIN_DB = 10.0
 """An int8 file may stray from its simulation by a tenth of the noise power that quantization itself made."""
 HALF_AGREEMENT_DB = 40.0
@@ -71,6 +70,8 @@ class Climb:
     breach: str | None
     """Why the file is not what it was exported from; None if it is."""
     deployed: Scored
+    other_sizes: tuple[OtherSize, ...] = ()
+    """What it does at other sizes of its inputs than those of the data, where it takes them."""
     graphs: Mapping[str, Climb] = field(default_factory=dict)
     """Of a network that is several graphs, what was found for each on the inputs that it has in decoding. The rungs
     are the whole's, and so are equal decisions; the rest is that of the worst graph."""
@@ -107,13 +108,16 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
     if breached or agreement.max_steps or tipped:
         batch = _worst_batch(simulated, deployed, task, batch_size(session))
         divergence = first_divergence(_inside(model, target, task, batch), session.activations(batch), needed)
+    others = other_sizes.tried(model, target, session, task)
+    strays = next(filter(None, (other_sizes.why_not(one, quantization_db) for one in others)), None)
     return Climb(
         rungs=tuple(rungs),
         quantization_db=quantization_db,
         agreement=agreement,
         first_divergence=divergence,
-        breach=_breach(agreement, needed, divergence) if breached else None,
+        breach=_breach(agreement, needed, divergence) if breached else strays,
         deployed=deployed,
+        other_sizes=others,
     )
 
 
@@ -219,6 +223,7 @@ def as_json(climb: Climb, variant: str, target: Target) -> dict[str, Any]:
         "target": target.label,
         "rungs": [vars(rung) for rung in climb.rungs],
         **_found(climb),
+        "other_sizes": [vars(found) for found in climb.other_sizes],
         "graphs": {name: _found(found) for name, found in climb.graphs.items()},
     }
 

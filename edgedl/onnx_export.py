@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ import torch
 from torch.onnx import OnnxExporterError
 from torch.utils._pytree import tree_map
 
+from edgedl import dimensions
 from edgedl.core import BATCH, SIZES, TargetError, Task
 from edgedl.origin import Origin, origin
 
@@ -35,25 +36,29 @@ Dynamic: TypeAlias = tuple[Any, ...] | None
 """For each parameter the names of the dimensions that may have any size, by axis; None where all are fixed."""
 
 
-def example_inputs(task: Task, batch_size: int) -> tuple[torch.Tensor, ...]:
-    """Zeros in the shapes and dtypes of the task's inputs, in order, each (batch_size, ...)."""
+def example_inputs(task: Task, batch_size: int, sizes: Mapping[str, int] | None = None) -> tuple[torch.Tensor, ...]:
+    """Zeros in the shapes and dtypes of the task's inputs, in order, each (batch_size, ...); or at other sizes."""
+    dynamic = task.dynamic if sizes else {}
     return tuple(
-        torch.zeros((batch_size, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in task.inputs.values()
+        torch.zeros(
+            (batch_size, *dimensions.shape(spec, dynamic.get(name, {}), sizes or {})), dtype=getattr(torch, spec.dtype)
+        )
+        for name, spec in task.inputs.items()
     )
 
 
 def export_onnx(graph: torch.nn.Module, task: Task, file: Path, batch_size: int, any_batch: bool = False) -> None:
     """Writes `file` with fixed shapes; an int8 graph becomes Q/DQ nodes around int8 weights.
 
-    With `any_batch` the first dimension is `BATCH`, for any number of samples, and the file notes `batch_size` as the
-    one to be measured.
+    With `any_batch` the first dimension is `BATCH`, for any number of samples, and dimensions that the task names have
+    these names; the file then notes the sizes to be measured: `batch_size`, and those of the data.
 
     Weights are folded to int8 before the export, so that the file holds a quarter of the bytes;
     biases stay float32, which onnxruntime and TensorRT both fuse (TensorRT refuses int32 ones).
     Of the exporter's notes only those of each node's layer are kept: all of them are more than the weights of
     a small int8 network, and name folders of this machine.
     """
-    key = hashlib.sha256(repr((batch_size, any_batch, task.inputs, task.outputs)).encode())
+    key = hashlib.sha256(repr((batch_size, any_batch, task.inputs, task.dynamic, task.outputs)).encode())
     for name, value in graph.state_dict().items():
         key.update(f"{name}/{value.dtype}/{tuple(value.shape)}".encode())
         key.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -71,8 +76,10 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batc
     # An example of one sample would fix the number at one.
     inputs = example_inputs(task, max(batch_size, 2) if any_batch else batch_size)
     dynamic: Dynamic = None
-    if any_batch:  # by parameter: one that takes several inputs has theirs together
-        dynamic = tuple(inspect.signature(graph.forward).bind(*({0: BATCH} for _ in inputs)).arguments.values())
+    named = _named_axes(task, any_batch)
+    if any(named.values()):  # by parameter: one that takes several inputs has theirs together
+        dynamic = tuple(inspect.signature(graph.forward).bind(*named.values()).arguments.values())
+    shapes = _output_shapes(graph, inputs) if task.dynamic else []
     if isinstance(graph, torch.fx.GraphModule):
         graph = fold_weights(graph)
     with _in_linear_time():
@@ -86,7 +93,7 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batc
             except RuntimeError as error:
                 if "Constraints violated" not in str(error):
                     raise
-                raise TargetError(FIXED_BATCH.format("the network is for a fixed number of")) from error
+                raise TargetError(_fixed(task, any_batch)) from error
     model = program.model_proto
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)
     for noted in (model, model.graph, *model.graph.node, *values):
@@ -96,7 +103,11 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batc
     _keep_paddings_apart(model.graph)
     if any_batch:
         _check_any_batch(model.graph)
-        model.metadata_props.add(key=SIZES, value=json.dumps({BATCH: batch_size}))
+    if dynamic is not None:
+        _check_named(model.graph, named)
+        sizes = {name: one.size for name, one in dimensions.by_name(task.dynamic).items()}
+        sizes |= {BATCH: batch_size} if any_batch else {}
+        model.metadata_props.add(key=SIZES, value=json.dumps(_derived_sizes(model.graph, shapes) | sizes))
     content: bytes = model.SerializeToString()
     return content
 
@@ -121,6 +132,48 @@ def _keep_paddings_apart(graph: Any) -> None:
             graph.initializer.append(numpy_helper.from_array(np.array(NEXT_TO_ZERO, np.float32), name))
             del node.input[2:3]
             node.input.insert(2, name)
+
+
+def _named_axes(task: Task, any_batch: bool) -> dict[str, dict[int, str]]:
+    """What dimensions of inputs are called that may have any size, by axis."""
+    batch = {0: BATCH} if any_batch else {}
+    return {name: batch | {axis: one.name for axis, one in task.dynamic.get(name, {}).items()} for name in task.inputs}
+
+
+def _output_shapes(graph: torch.nn.Module, inputs: Inputs) -> list[torch.Size]:
+    with torch.no_grad():
+        found = graph(*inputs)
+    return [values.shape for values in (found if isinstance(found, tuple | list) else (found,))]
+
+
+def _derived_sizes(graph: Any, shapes: list[torch.Size]) -> dict[str, int]:
+    """Sizes of outputs that follow from those of inputs, such as half of one, by what the exporter calls them."""
+    return {
+        dimension.dim_param: size
+        for value, shape in zip(graph.output, shapes, strict=True)
+        for dimension, size in zip(value.type.tensor_type.shape.dim, shape, strict=True)
+        if dimension.dim_param
+    }
+
+
+def _fixed(task: Task, any_batch: bool) -> str:
+    """What to say of a network that the exporter has found to be for one size, where it does not say of which."""
+    if not task.dynamic:
+        return FIXED_BATCH.format("the network is for a fixed number of")
+    names = [*dimensions.by_name(task.dynamic), *(["number of samples"] if any_batch else [])]
+    return f"dynamic: the network is for a fixed {' or '.join(names)}; compute with sizes of tensors, not with numbers"
+
+
+def _check_named(graph: Any, named: Mapping[str, Mapping[int, str]]) -> None:
+    """Raises `TargetError` for an input with a dimension whose size the exporter has found to be fixed."""
+    for value in graph.input:
+        for axis, name in named.get(value.name, {}).items():
+            size = value.type.tensor_type.shape.dim[axis]
+            if not size.dim_param:
+                raise TargetError(
+                    f"dynamic: {value.name} is for {name} {size.dim_value} alone; compute with sizes of tensors, not "
+                    f"with numbers, or leave {name} out"
+                )
 
 
 def _check_any_batch(graph: Any) -> None:

@@ -7,16 +7,19 @@ import dataclasses
 import hashlib
 import inspect
 import io
+import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
+from traceback import FrameSummary as Frame
 from typing import TYPE_CHECKING, Any
 
-from edgedl import plugins
-from edgedl.core import Network, Task, TensorSpec, UsageError
+from edgedl import dimensions, plugins, stats
+from edgedl.core import Dimension, Network, Task, TensorSpec, UsageError
+from edgedl.dimensions import Dynamic
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,9 @@ SOURCES = (
 )
 ENDINGS = {".pt2": "exported", ".onnx": "onnx-file", ".keras": "keras-file"}
 WEIGHTS_ONLY = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
+RECURRENT = str(Path("torch", "nn", "modules", "rnn.py"))
+SAME_DB = 60.0
+"""Float kernels may sum in another order at another size."""
 NUM_SAMPLES = 2
 """Samples of a first run; with one alone nobody could tell that a network takes several."""
 
@@ -64,9 +70,9 @@ def adapted(net: nn.Module, task: Task) -> nn.Module:
     Inputs go by keyword where the module's `forward` has parameters of all their names, else by order. Outputs are
     picked by name where it returns all of the task's by name (`outputs_of`), else by order.
     A module that does all that already is itself the copy, so that its layers have the names that people know.
-    Of a task that names no outputs, all are.
+    Of a task that names no outputs, all are. Where dimensions of its inputs may have other sizes, it is tried at some.
     Raises `UsageError` for weights that are no numbers, inputs that it does not take, outputs that it does not have,
-    and a `forward` that PyTorch cannot export.
+    and a `forward` that PyTorch cannot export, or not for other sizes.
     """
     own = _copied(net)
     names = _keywords(own, task)
@@ -87,13 +93,15 @@ def adapted(net: nn.Module, task: Task) -> nn.Module:
         if plain and _is_plain(own, inputs, len(picked))
         else _adapter()(own, names, tuple(task.outputs), tuple(picked))
     )
-    _exported(net, own, inputs)
+    program = _exported(net, own, inputs, task.dynamic)
+    for sizes in dimensions.to_try(task.dynamic):
+        _check_size(net, own, program, task, sizes)
     return net
 
 
 def exported(net: nn.Module, task: Task) -> torch.export.ExportedProgram:
     """What `torch.export` makes of a module that `adapted` made, for any number of samples."""
-    return _exported(net, net, _example(task))
+    return _exported(net, net, _example(task), task.dynamic)
 
 
 def outputs_of(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -192,20 +200,21 @@ def _keywords(net: nn.Module, task: Task) -> tuple[str, ...] | None:
     return names
 
 
-def _example(task: Task) -> dict[str, torch.Tensor]:
-    """A few samples in the shapes and types of the inputs: small numbers, and zeros for whole ones."""
+def _example(task: Task, sizes: Mapping[str, int] | None = None) -> dict[str, torch.Tensor]:
+    """A few samples in the shapes and types of the inputs, or at other sizes: small numbers, zeros for whole ones."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
 
-    def tensor(spec: TensorSpec) -> torch.Tensor:
+    def tensor(name: str, spec: TensorSpec) -> torch.Tensor:
         dtype = getattr(torch, spec.dtype)
-        shape = (NUM_SAMPLES, *spec.shape)
+        axes = task.dynamic.get(name, {}) if sizes else {}
+        shape = (NUM_SAMPLES, *dimensions.shape(spec, axes, sizes or {}))
         if dtype.is_floating_point:
             return torch.rand(shape, generator=generator).to(dtype)
         return torch.zeros(shape, dtype=dtype)
 
-    return {name: tensor(spec) for name, spec in task.inputs.items()}
+    return {name: tensor(name, spec) for name, spec in task.inputs.items()}
 
 
 def _run(net: nn.Module, inputs: Mapping[str, torch.Tensor], names: tuple[str, ...] | None) -> Any:
@@ -216,8 +225,8 @@ def _run(net: nn.Module, inputs: Mapping[str, torch.Tensor], names: tuple[str, .
 
 
 @contextmanager
-def _explained(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Makes one line of whatever a first run raises: which layer, and what it was given."""
+def _explained(net: nn.Module, inputs: Mapping[str, torch.Tensor], then: str = "") -> Iterator[None]:
+    """Makes one line of whatever a first run raises: which layer, and what it was given; `then` ends it."""
     import torch
 
     entered: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
@@ -242,7 +251,9 @@ def _explained(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Iterator[N
             shapes = ", ".join(str(tuple(value.shape)) for value in given if isinstance(value, torch.Tensor))
             where = f" in layer {path}, {_short(module)}, which was given {shapes or 'no tensor'}"
         said = ", ".join(f"{name} {tuple(tensor.shape)} {_dtype(tensor)}" for name, tensor in inputs.items())
-        raise UsageError(f"{_class(net)} does not take {said}: {_one_line(error)}{where}{_line_of(error)}") from error
+        raise UsageError(
+            f"{_class(net)} does not take {said}: {_one_line(error)}{where}{_line_of(error)}{then}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -342,19 +353,93 @@ def _check_weights(net: nn.Module) -> None:
                 )
 
 
-def _exported(net: nn.Module, own: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.export.ExportedProgram:
-    """Raises `UsageError` where PyTorch cannot export a module for any number of samples, as files are made."""
+def _exported(
+    net: nn.Module, own: nn.Module, inputs: Mapping[str, torch.Tensor], named: Dynamic
+) -> torch.export.ExportedProgram:
+    """Raises `UsageError` where PyTorch cannot export a module for any number of samples, as files are made.
+
+    And where it cannot for any size of the dimensions that are `named`.
+    """
+    try:
+        return _program(net, inputs, named)
+    except Exception as error:  # of a dozen kinds, some of them a person's own
+        said = f"{_class(own)} cannot be exported"
+        for name, one in dimensions.by_name(named).items():
+            where = _where_fixed(net, inputs, _only(named, name))
+            if where is not None:
+                raise UsageError(f"{said} for any {name}: {_why_fixed(where, one)}") from error
+        raise UsageError(f"{said}: {_reason(error)}{_line_of(error)}") from error
+
+
+def _where_fixed(net: nn.Module, inputs: Mapping[str, torch.Tensor], named: Dynamic) -> list[Frame] | None:
+    """The stack where an export takes a dimension for a fixed one; None where it does not.
+
+    PyTorch raises only when it is through; what it notes on its way, it notes where it happens.
+    """
+    found: list[list[Frame]] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("set_replacement"):
+                found.append(list(traceback.extract_stack()))
+
+    logger, handler = logging.getLogger("torch.fx.experimental.symbolic_shapes"), Noting()
+    before = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        _program(net, inputs, named)
+    except Exception as error:  # the same as the first time
+        fixed = "specialized" in str(error) or "Constraints violated" in str(error)
+        return (found or [[]])[0] if fixed else None
+    finally:
+        logger.handlers, _, logger.propagate = before
+        logger.setLevel(before[1])
+    return None
+
+
+def _why_fixed(where: Sequence[Frame], one: Dimension) -> str:
+    if any(frame.filename.endswith(RECURRENT) for frame in where):
+        what = f"PyTorch exports an LSTM or GRU for one number of steps, here {one.size}{_line_in(where)}"
+        return f"{what}; leave {one.name} out of dynamic, or use convolutions or attention in its place"
+    return (
+        f"its forward takes that for a fixed {one.size}{_line_in(where)}; compute with sizes of tensors, such as "
+        f"x.shape[1] or -1, instead of numbers, or leave {one.name} out of dynamic"
+    )
+
+
+def _program(net: nn.Module, inputs: Mapping[str, torch.Tensor], named: Dynamic) -> torch.export.ExportedProgram:
     import torch
 
     dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in inputs.values():
-        dynamic[tensor] = {0: torch.export.Dim.DYNAMIC}
+    for name, tensor in inputs.items():
+        dynamic[tensor] = dict.fromkeys((0, *named.get(name, {})), torch.export.Dim.DYNAMIC)
     copied = copy.deepcopy(net)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # whole graphs are printed there
+        return torch.export.export(copied, tuple(inputs.values()), dynamic_shapes=dynamic)  # type: ignore[arg-type]
+
+
+def _only(named: Dynamic, dimension: str) -> Dynamic:
+    return {name: {axis: one for axis, one in axes.items() if one.name == dimension} for name, axes in named.items()}
+
+
+def _check_size(
+    net: nn.Module, own: nn.Module, program: torch.export.ExportedProgram, task: Task, sizes: Mapping[str, int]
+) -> None:
+    """Raises `UsageError` where a module does not take its inputs at these sizes, or its export answers otherwise."""
+    inputs, words = _example(task, sizes), dimensions.in_words(sizes)
+    with _explained(own, inputs, f", at {words}: say in dynamic which sizes it takes, such as length:8-64"):
+        wanted = list(_named(_run(net, inputs, None)).values())
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # whole graphs are printed there
-            return torch.export.export(copied, tuple(inputs.values()), dynamic_shapes=dynamic)  # type: ignore[arg-type]
-    except Exception as error:  # of a dozen kinds, some of them a person's own
-        raise UsageError(f"{_class(own)} cannot be exported: {_reason(error)}{_line_of(error)}") from error
+        found = list(_named(_run(program.module(check_guards=False), inputs, None)).values())
+    except Exception as error:  # whatever an operator says of a size that is fixed in it
+        raise UsageError(f"{_class(own)}: exported, it does not run at {words}: {_one_line(error)}") from error
+    for one, other in zip(wanted, found, strict=True):
+        if one.shape != other.shape or stats.sqnr_db(one.numpy(), other.numpy()) < SAME_DB:
+            raise UsageError(
+                f"{_class(own)}: exported, it answers otherwise at {words} than by itself, so that its forward must "
+                "keep a size that is not computed from its inputs; mend that, or leave it out of dynamic"
+            )
 
 
 def _reason(error: Exception) -> str:
@@ -375,10 +460,15 @@ def _reason(error: Exception) -> str:
 
 def _line_of(error: Exception) -> str:
     """Where in a person's code it was, if anywhere."""
+    return _line_in(traceback.extract_tb(error.__traceback__))
+
+
+def _line_in(stack: Sequence[Frame]) -> str:
+    """The innermost line of a person's code, if there is any."""
     here = (str(Path(__file__).parent), str(Path(inspect.getfile(dataclasses)).parent))
     frames = [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
+        for frame in stack
         if not frame.filename.startswith((*here, "<")) and f"{os.sep}torch{os.sep}" not in frame.filename
     ]
     if not frames:

@@ -45,6 +45,7 @@ def make(
     name: str | None = None,
     seed: int = 0,
     max_batch: int | None = None,
+    dynamic: Sequence[str] = (),
 ) -> tuple[Recipe, str]:
     """The recipe and its text, which holds all but what was given from Python. Raises `UsageError`."""
     if not plugins.installed("torch"):
@@ -53,7 +54,7 @@ def make(
         network = _network(model)
         if weights is not None:
             network = _with_weights(network, weights)
-        learned = _task(data, task, label, metric, images or {}, network)
+        learned = _task(data, task, label, metric, images or {}, dynamic, network)
         text = recipes.dumps(
             {
                 "name": name or _name_of(network),
@@ -103,14 +104,17 @@ def _task(
     label: str | None,
     metric: Metric | None,
     images: Mapping[str, Any],
+    dynamic: Sequence[str],
     network: Network,
 ) -> Task:
     from edgedl import own
     from edgedl.tasks.data import Data
 
     if task is not None:
-        if data is not None or label is not None or metric is not None or images:
-            raise UsageError("data, label, metric and images say what to judge by, and so does task: give one of them")
+        if data is not None or label is not None or metric is not None or images or dynamic:
+            raise UsageError(
+                "data, label, metric, images and dynamic say what to judge by, and so does task: give one of them"
+            )
         table = {"use": task} if isinstance(task, str) else task
         return (
             task
@@ -123,7 +127,7 @@ def _task(
     if strays := [key for key in images if key not in OF_IMAGES]:
         raise UsageError(f"images has no {strays[0]}; {plugins.nearest(strays[0], OF_IMAGES)}")
     source = str(data) if isinstance(data, str | Path) else None
-    told = {"label": label, "metric": named, "source": source, **images}
+    told = {"label": label, "metric": named, "source": source, "dynamic": list(dynamic) or None, **images}
     told = {key: value for key, value in told.items() if value is not None}
     made = cast("Data", recipes.part("tasks", "task", {"use": "data"} | told))
     if "source" not in told:

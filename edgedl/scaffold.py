@@ -61,6 +61,7 @@ seed = 0
 
 # Where the data is and what it is judged by (accuracy, rmse, mae, r2, auroc, miou, or "package.module:function").
 # Images: size, mean and std; uint8_input = true and channels_last = true for files that take them as cameras give them.
+# Inputs whose size may vary: dynamic = ["tokens.1=length:4-128"] is dimension 1 of the input tokens.
 {task}
 
 # What builds the network. Weights that you have: weights = "my_weights.safetensors".

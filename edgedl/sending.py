@@ -11,27 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgedl import files, graph_session, plugins, progress, recordings, runner
-from edgedl.core import BATCH, Session, Task, UsageError
+from edgedl import dimensions, files, graph_session, plugins, progress, recordings, runner
+from edgedl.core import Session, Task, UsageError
 from edgedl.devices import Device
 from edgedl.recordings import Recording
 
 MODULES = (
     *("__init__", "runner", "measure", "stats", "graph_session", "calls", "sessions", "devices/__init__"),
-    *(
-        "devices/local",
-        "loads",
-        "sensors",
-        "litert",
-        "flatbuffer",
-        "loops",
-        "origin",
-        "onnx_session",
-        "engine",
-        "passport",
-        "gpu",
-    ),
-    *("engine_there", "jetson", "far_end"),
+    *("devices/local", "loads", "sensors", "litert", "flatbuffer", "loops", "origin", "onnx_session", "engine"),
+    *("passport", "gpu", "engine_there", "jetson", "far_end"),
 )
 """What the runner imports."""
 RUNNER, JOB = "edgedl.pyz", "job.json"
@@ -75,7 +63,7 @@ def prepare(
             builds, settings = None, None
             if row["target"] == "tensorrt":
                 found = {graph: file.with_name("model.onnx") for graph, file in found.items()}
-                builds, settings = building(folder, row, report)
+                builds, settings = building(folder, row, report, task)
             # The calls of a target's first row, the float one: all files are to do the same work.
             timed.setdefault(row["target"], {"calls": calls, "order": recording.timed})
             graphs: dict[str, dict[str, Any]] = {
@@ -138,11 +126,13 @@ def make_runner(file: Path) -> None:
         zipapp.create_archive(folder, file, main="edgedl.runner:main", compressed=True)
 
 
-def building(folder: Path, row: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def building(
+    folder: Path, row: Mapping[str, Any], report: Mapping[str, Any], task: Task
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """How an engine is built of a row's ONNX file (see `engine.build_engine`), and run: as the target would."""
     target = passport_of(folder, row)["target"]
-    most, usual = target.get("max_batch"), report["recipe"]["bench"]["batch_size"]
-    sizes = {BATCH: [1, usual, most]} if most else {}
+    found = dimensions.ranges(task, target.get("max_batch"), report["recipe"]["bench"]["batch_size"])
+    sizes = {name: list(sizes) for name, sizes in found.items()}
     run = {"cuda_graph": target.get("cuda_graph", False), "spin_wait": target.get("spin_wait", True)}
     return {"sparse": report["parameters"][row["variant"]].get("zeros", 0) > 0, "sizes": sizes}, run
 

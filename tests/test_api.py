@@ -207,7 +207,7 @@ def test_a_notebook_shows_what_is_done_and_what_came_of_it(tmp_path):
     ("changed", "said"),
     [
         ({"data": None}, "there is no data"),
-        ({"task": "digits"}, "data, label, metric and images say what to judge by"),
+        ({"task": "digits"}, "data, label, metric, images and dynamic say what to judge by"),
         ({"model": 3}, "model is a int: give a torch.nn.Module"),
         ({"model": "my_model"}, "is no network; there are: package.module:name"),
         ({"steps": [{"use": "prune", "ratoi": 0.5}]}, r"steps\[0\].ratoi: unknown key; did you mean ratio"),
@@ -217,6 +217,8 @@ def test_a_notebook_shows_what_is_done_and_what_came_of_it(tmp_path):
         ({"limits": {"score_dorp": 1}}, "limits.score_dorp: unknown key; did you mean score_drop"),
         ({"metric": "acuracy"}, "no metric named 'acuracy'; did you mean accuracy"),
         ({"label": "target"}, "target"),
+        ({"dynamic": ["signal=length"]}, "dynamic: .*names no dimension of an input, such as tokens.1=length or"),
+        ({"dynamic": ["signal.1=length:4-16"]}, "for any length: its forward takes that for a fixed 8"),
         ({"name": "a/b"}, "name"),
     ],
 )
@@ -256,6 +258,10 @@ def test_a_network_of_ones_own_on_the_command_line(tmp_path):
         (("--model", "my_model:build"), "there is no data"),
         (("--model", "absent:build", "--data", "data.npz"), "cannot import absent: No module named"),
         (("--model", "my_model:build", "--data", "absent.npz"), "absent.npz: no such file"),
+        (
+            ("--model", "my_model:build", "--data", "data.npz", "--dynamic", "signa.1=n"),
+            "no input 'signa'; did you mean",
+        ),
         (("--model", "my_model:build", "--data", "data.npz", "--metric", "my_model:hits"), "my_model has no hits"),
         (("--model", "my_model:build", "--data", "absent.npz", "--int8", "--fp16"), "two ways to store weights"),
         (("--model", "model.onnx", "--data", "x.npz", "--weights", "w.safetensors"), "has its weights"),

@@ -34,7 +34,7 @@ ALL_OPTIONS = {
     "compress": {
         *("--help", "-h", "--recipe", "--out", "--fresh", "--strict", "--json", "--model", "--weights", "--data"),
         *("--label", "--metric", "--epochs", "--int8", "--fp16", "--prune", "--target", "--score-drop", "--float-ops"),
-        *("--size", "--mean", "--std", "--uint8-input", "--channels-last", "--max-batch"),
+        *("--size", "--mean", "--std", "--uint8-input", "--channels-last", "--max-batch", "--dynamic"),
     },
     "init": {"--help", "-h", "FOLDER", "--data", "--label", "--precision", "--prune", "--target", "--yes"},
     "analyze": {"--help", "-h", "RECIPE_OR_RUN", "--out", "--ratio", "--fresh", "--json"},

@@ -139,6 +139,7 @@ def test_the_report_has_exactly_the_documented_keys(report):
     }  # fmt: skip
     assert set(report["ladder"][0]) == {
         "variant", "target", "rungs", "quantization", "agreement", "first_divergence", "graphs",
+        "other_sizes",
     }  # fmt: skip
     assert set(report["verdicts"][0]) == {
         "target", "ship", "device", "speedup", "size_ratio", "score_drop", "why",

@@ -201,6 +201,28 @@ def test_what_is_no_data_is_refused(given, said):
     assert "\n" not in str(caught.value) or "your code raised" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("dynamic", "said"),
+    [
+        (["tokns.1=n"], "task data: dynamic: tokns.1=n: no input 'tokns'; did you mean tokens"),
+        (["tokens.0=n"], "dimension 0 is that of samples, which max_batch is for; the others of tokens are 1 to 1"),
+        (["tokens.2=n"], "the others of tokens are 1 to 1"),
+        (["tokens.1=batch"], "batch is what the dimension of samples is called"),
+        (["image.1=n"], "it is 1 in the data, which tells nothing of larger sizes"),
+        (["tokens.1=n", "image.2=n"], "image.2=n: n is 4 here and 12 elsewhere in the data"),
+        (["tokens.1=n:1-12", "mask.1=n:1-24"], "n has two ranges; say one"),
+        (["tokens.1=n:1-8"], "the range has to hold 12, the size in the data"),
+        (["tokens.1=n:0-24"], "and begin at 1 or above"),
+    ],
+)
+def test_dimensions_that_are_not_there_are_refused(dynamic, said):
+    arrays = {"tokens": np.ones((20, 12), np.int64), "mask": np.ones((20, 12), np.float32)}
+    task = Data.of({**arrays, "image": np.ones((20, 1, 4, 4)), "label": np.arange(20) % 2}, dynamic=tuple(dynamic))
+    with pytest.raises(DataError) as caught:
+        assert task.dynamic
+    assert said in str(caught.value)
+
+
 def test_answers_that_do_not_go_with_the_labels_are_refused():
     task = of_labels(np.arange(100) % 5)
     batch = task.arrays("test")
@@ -226,6 +248,7 @@ def test_answers_that_do_not_go_with_the_labels_are_refused():
         ('teacher = { use = "mlp", width = 3 }', "task.teacher.width: unknown key; did you mean widths?"),
         ("std = [0.0]", "task.std[0]: Input should be greater than 0"),
         ('splits = { text = "a" }', "task.splits.text: unknown key; did you mean test?"),
+        ('dynamic = ["x1=n"]', "task.dynamic: 'x1=n' names no dimension of an input, such as tokens.1=length or"),
     ],
 )
 def test_a_wrong_key_of_a_recipe_is_named_as_it_is_written(tmp_path, keys, said):

@@ -106,6 +106,13 @@ def compress(
         int | None,
         typer.Option(help="Files take batches of 1 to so many samples; by default of one.", rich_help_panel=OWN),
     ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A dimension of an input that files take in other sizes, too, and which: tokens.1=length:1-128.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Take no finished step from earlier runs.")] = False,
     strict: Annotated[
@@ -124,7 +131,7 @@ def compress(
         **{"--size": size, "--mean": mean, "--std": std},
         **{"--uint8-input": uint8_input, "--channels-last": channels_last},
         **{"--int8": int8, "--fp16": fp16, "--prune": prune, "--target": target, "--score-drop": score_drop},
-        **{"--float-ops": float_ops, "--max-batch": max_batch},
+        **{"--float-ops": float_ops, "--max-batch": max_batch, "--dynamic": dynamic},
     }
     if recipe is not None:
         if given := [option for option, value in {"--model": model, **own}.items() if value not in (None, False, [])]:
@@ -189,4 +196,5 @@ def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:
         targets=options["--target"] or own_recipe.TARGETS,
         limits={key: value for key, value in limits.items() if value is not None},
         max_batch=options["--max-batch"],
+        dynamic=options["--dynamic"] or (),
     )

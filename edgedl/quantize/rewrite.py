@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 def rewrite(program: ExportedProgram) -> GraphModule:
     """The graph of `program` in operators of the table as far as they are known here; the others stay as they are."""
-    graph = cast("GraphModule", program.run_decompositions(cast("Any", DECOMPOSITIONS)).module())
+    graph = cast("GraphModule", program.run_decompositions(cast("Any", DECOMPOSITIONS)).module(check_guards=False))
     graph.meta[REWRITES] = _told(program.graph, graph.graph)
     _drop_clones(graph)
     _fold_constants(graph)
@@ -107,7 +107,8 @@ def _fold_per_sample(graph: GraphModule) -> None:
     Such are the masks and positions that libraries compute anew at every call. A sum with a mask that masks nothing
     goes; one that does masks as opened attention does.
     """
-    few, more = (_evaluated(graph, num_samples) for num_samples in (2, 3))
+    samples = _samples(graph)
+    few, more = (_evaluated(graph, samples, num_samples) for num_samples in (2, 3))
     for node, value in few.items():
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or node not in more:
             continue
@@ -129,14 +130,23 @@ def _fold_per_sample(graph: GraphModule) -> None:
             user.replace_input_with(node, made)
 
 
-def _evaluated(graph: GraphModule, num_samples: int) -> dict[Node, Any]:
+def _samples(graph: GraphModule) -> set[Any]:
+    """The symbol, or symbols, that stand for the number of samples."""
+    shapes = [node.meta["val"].shape for node in graph.graph.nodes if node.op == "placeholder" and "val" in node.meta]
+    return {
+        symbol for shape in shapes if isinstance(shape[0], torch.SymInt) for symbol in shape[0].node.expr.free_symbols
+    }
+
+
+def _evaluated(graph: GraphModule, samples: set[Any], num_samples: int) -> dict[Node, Any]:
     """The values for so many samples of all nodes that depend on nothing else."""
     found: dict[Node, Any] = {}
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         if node.target is aten.sym_size.int and isinstance(value, torch.SymInt):
             size = value.node.expr
-            found[node] = int(size.subs(dict.fromkeys(size.free_symbols, num_samples)))
+            if size.free_symbols <= samples:
+                found[node] = int(size.subs(dict.fromkeys(size.free_symbols, num_samples)))
         elif node.op == "get_attr":
             found[node] = attribute(graph, str(node.target))
         elif node.op == "call_function" and isinstance(value, torch.Tensor | torch.SymInt):

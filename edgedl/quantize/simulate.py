@@ -14,8 +14,8 @@ import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from edgedl import graphs, progress
-from edgedl.core import Activation, Split, Task, UsageError
+from edgedl import dimensions, graphs, progress, stats
+from edgedl.core import Activation, Batch, Split, Task, UsageError
 from edgedl.graph_session import GraphSession
 from edgedl.measure import Scored, evaluate
 from edgedl.origin import Origin, origin
@@ -30,10 +30,15 @@ from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
 from edgedl.quantize.rewrite import REWRITES, rewrite
 from edgedl.quantize.schemes import STATIC_FORMS, Form, Scheme
 from edgedl.recurrent import open_recurrent
-from edgedl.torch_session import BATCH_SIZE, TorchSession
+from edgedl.torch_session import BATCH_SIZE, TorchSession, named_outputs
 
 NUM_CORRECTING = 64
 """Calibration samples that corrections look at: they estimate means over samples and pixels, and more tell no more."""
+
+NUM_TRIED = 4
+"""Samples on which a graph is tried at other sizes of its inputs than those of the data."""
+SAME_DB = 60.0
+"""Float operators in another order agree to 100 dB and more."""
 
 MAX_IN_FLOAT = 3
 """Blocks that a mixture tries to leave in float: with more, it isn't int8 any longer."""
@@ -267,6 +272,8 @@ def simulate(
             for batch in task.batches("calibration", BATCH_SIZE):
                 graph(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
                 step(len(next(iter(batch.values()))))
+            for sizes in dimensions.to_try(task.dynamic):  # grids span what values are at other sizes, too
+                graph(*_first(task, NUM_CORRECTING, sizes))
         _check_finite(graph)
         return activation_observers(graph), converted(graph)
 
@@ -324,11 +331,41 @@ def _check_finite(observed: GraphModule) -> None:
 def export_graph(net: torch.nn.Module, task: Task, whole_recurrent: bool = False) -> GraphModule:
     """The ATen graph of a module, in evaluation mode, for any batch size; LSTM and GRU are whole, or written out."""
     net = copy.deepcopy(open_recurrent(net, projected_only=whole_recurrent)).eval()
-    example = _example(task)
-    dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in example:
-        dynamic[tensor] = {0: torch.export.Dim.DYNAMIC}
-    return rewrite(torch.export.export(net, example, dynamic_shapes=dynamic))  # type: ignore[arg-type]
+    example, dynamic = _example(task), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for name, tensor in zip(task.inputs, example, strict=True):
+        dynamic[tensor] = dict.fromkeys((0, *task.dynamic.get(name, {})), torch.export.Dim.DYNAMIC)
+    try:
+        program = torch.export.export(net, example, dynamic_shapes=dynamic)  # type: ignore[arg-type]
+    except RuntimeError as error:  # torch's own, of which every kind is one
+        if not task.dynamic or "Constraints violated" not in str(error):
+            raise
+        names = " or ".join(dimensions.by_name(task.dynamic))
+        raise UsageError(f"the network is for a fixed {names}; compute with sizes of tensors, not numbers") from error
+    graph = rewrite(program)
+    _check_sizes(net, graph, task)
+    return graph
+
+
+def _check_sizes(net: torch.nn.Module, graph: GraphModule, task: Task) -> None:
+    """Raises `UsageError` where a graph, whose operators were rewritten, has a size in it that is to be any."""
+    for sizes in dimensions.to_try(task.dynamic):
+        inputs = _first(task, NUM_TRIED, sizes)
+        with torch.no_grad():
+            wanted = named_outputs(net(*inputs), task)
+        try:
+            with torch.no_grad():
+                found = named_outputs(graph(*inputs), task)
+            noise = min(stats.sqnr_db(wanted[name].numpy(), found[name].numpy()) for name in task.outputs)
+        except (RuntimeError, ValueError, IndexError) as error:  # an operator's, or shapes that differ
+            said = str(error).partition("\n")[0]
+            raise UsageError(
+                f"written in operators that quantize, it does not run at {dimensions.in_words(sizes)}: {said}"
+            ) from error
+        if noise < SAME_DB:
+            raise UsageError(
+                f"written in operators that quantize, it answers otherwise at {dimensions.in_words(sizes)}: one of "
+                "them was made for the data's size alone"
+            )
 
 
 def _example(task: Task) -> tuple[torch.Tensor, ...]:
@@ -347,10 +384,11 @@ def _recorded(recorder: IntegerInterpreter, inputs: Sequence[np.ndarray]) -> lis
     return recorder.quantized or recorder.computed
 
 
-def _first(task: Task, num_samples: int) -> list[torch.Tensor]:
-    """Inputs of the network from the calibration split."""
-    arrays = task.arrays("calibration")
-    return [torch.from_numpy(np.ascontiguousarray(arrays[name][:num_samples])) for name in task.inputs]
+def _first(task: Task, num_samples: int, sizes: Mapping[str, int] = MappingProxyType({})) -> list[torch.Tensor]:
+    """Inputs of the network from the calibration split, at other sizes than those of the data where these are given."""
+    batch: Batch = {name: task.arrays("calibration")[name][:num_samples] for name in task.inputs}
+    batch = dimensions.resized(batch, task, sizes) if sizes else batch
+    return [torch.from_numpy(np.ascontiguousarray(values)) for values in batch.values()]
 
 
 @dataclass(frozen=True)

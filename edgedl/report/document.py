@@ -107,6 +107,8 @@ def add(report: dict[str, Any], run: Run, target: Target, entries: Sequence[Entr
         report["rows"].append(row)
         if row["engine"] and row["engine"]["warning"]:
             report["warnings"].append(f"{entry.variant} on {target.label}: {row['engine']['warning']}")
+        notes = entry.artifact.notes if entry.artifact else ()
+        report["warnings"] += [f"{entry.variant} on {target.label}: {note}" for note in notes]
         if entry.climb is not None:
             report["ladder"].append(ladder.as_json(entry.climb, entry.variant, target))
         if entry.artifact is not None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PositiveInt
 
+from edgedl import dimensions
 from edgedl.core import BATCH, Artifact, MissingPackage, Model, Target, TargetError, Task
 from edgedl.engine import EngineSession, Range, build_engine, describe, timing_cache, write_engine
 from edgedl.gpu import find_gpu, why_no_gpu
@@ -51,7 +52,7 @@ class TensorRT(Target):
 
         file, graph = folder / "model.onnx", self.graph(model)
         export_onnx(graph, task, file, batch_size, any_batch=self.max_batch is not None)
-        sizes = {BATCH: Range(1, batch_size, self.max_batch)} if self.max_batch else {}
+        sizes = {name: Range(*found) for name, found in dimensions.ranges(task, self.max_batch, batch_size).items()}
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(file)
         check_onnx(file)
@@ -61,7 +62,7 @@ class TensorRT(Target):
                 build_engine(rtx, file, sparse=model.sparse, sizes=sizes)
             versions["checked_by"] = describe(rtx)
         script = folder / "build.sh"
-        script.write_text(build_script(model.sparse, profile(task, sizes)))
+        script.write_text(build_script(model.sparse, profile(task, sizes, batch_size)))
         script.chmod(0o755)
         tensorrt, gpu = _tensorrt(), find_gpu()
         if tensorrt is None or gpu is None:
@@ -96,15 +97,23 @@ class TensorRT(Target):
         return EngineSession(tensorrt, file, cuda_graph=self.cuda_graph, spin_wait=self.spin_wait)
 
 
-def profile(task: Task, sizes: Mapping[str, Range]) -> Mapping[str, str]:
+def profile(task: Task, sizes: Mapping[str, Range], batch_size: int) -> Mapping[str, str]:
     """What trtexec calls the least, the usual and the largest shapes of inputs; nothing where they are fixed."""
+    if not sizes:
+        return {}
+    batch = sizes.get(BATCH, Range(batch_size, batch_size, batch_size))
     return {
         kind: ",".join(
-            f"{name}:{'x'.join(map(str, (getattr(batch, kind), *spec.shape)))}" for name, spec in task.inputs.items()
+            f"{name}:{'x'.join(map(str, (getattr(batch, kind), *_shape(task, name, sizes, kind))))}"
+            for name in task.inputs
         )
-        for batch in sizes.values()
-        for kind in batch._fields
+        for kind in Range._fields
     }
+
+
+def _shape(task: Task, name: str, sizes: Mapping[str, Range], kind: str) -> tuple[int, ...]:
+    wanted = {dimension: getattr(found, kind) for dimension, found in sizes.items()}
+    return dimensions.shape(task.inputs[name], task.dynamic.get(name, {}), wanted)
 
 
 def build_script(sparse: bool, shapes: Mapping[str, str] = MappingProxyType({})) -> str:

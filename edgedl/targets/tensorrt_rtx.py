@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from edgedl.core import BATCH, Artifact, Model, Target, Task
+from edgedl import dimensions
+from edgedl.core import Artifact, Model, Target, Task
 from edgedl.engine import EngineSession, Range, describe, write_engine
 from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
@@ -50,7 +51,7 @@ class TensorRTRTX(Target):
 
         source, engine, graph = folder / "model.onnx", folder / "model.rtx", self.graph(model)
         export_onnx(graph, task, source, batch_size, any_batch=self.max_batch is not None)
-        sizes = {BATCH: Range(1, batch_size, self.max_batch)} if self.max_batch else {}
+        sizes = {name: Range(*found) for name, found in dimensions.ranges(task, self.max_batch, batch_size).items()}
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(source)
         with naming_operators(source, graph, task, batch_size):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import PositiveInt
 
-from edgedl import stats
-from edgedl.core import Artifact, Model, Target, TargetError, Task
+from edgedl import dimensions, stats
+from edgedl.core import Artifact, Model, ModelFileError, Target, TargetError, Task
 from edgedl.litert import LiteRTSession
 from edgedl.origin import origin
 from edgedl.quantize.schemes import LITERT, STATIC_FORMS, Form, Scheme
@@ -30,6 +31,7 @@ KNOWS_GROUPS = 13
 the scales of groups, and answers nonsense."""
 
 
+ONE_FREE = "with max_batch it has the number of samples free, and a shape can have one such size"
 NUM_TRIED = 3
 """Samples in a batch with which a file for batches of any size is tried."""
 SAME_DB = 60.0
@@ -77,26 +79,68 @@ class TFLite(Target):
         if model.precision in STATIC_FORMS:
             graph = mixed.fenced(cast("torch.fx.GraphModule", graph))
         file = folder / "model.tflite"
-        ours = _conversion_of_ours(list(task.inputs), list(task.outputs))
-        with ours as lowered, _converting_transposed(model.precision):
-            try:
-                num_samples = batch_size if self.max_batch is None else foreign_prime(_sizes(graph, task))
-                converted = litert_torch.convert(graph, example_inputs(task, num_samples))
-            except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
-                raise TargetError(f"litert-torch cannot convert {_failed(error, lowered)}") from error
-            stored, rewrites = _stored(converted.model_content(), model.precision)
-            content = finished(stored)
-        # Loops would have the number of samples in their bodies.
-        any_size = self.max_batch is not None
-        content = with_any_batch(content, num_samples, batch_size) if any_size else with_loops(content)
+        ours = partial(_conversion_of_ours, list(task.inputs), list(task.outputs))
+        any_batch, notes = self.max_batch is not None, dimensions.kept(task, ONE_FREE)
+
+        def converted(inputs: tuple[torch.Tensor, ...]) -> tuple[bytes, Mapping[str, int]]:
+            with ours() as lowered, _converting_transposed(model.precision):
+                try:
+                    made = litert_torch.convert(graph, inputs)
+                except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+                    raise TargetError(f"litert-torch cannot convert {_failed(error, lowered)}") from error
+                stored, rewrites = _stored(made.model_content(), model.precision)
+                return finished(stored), rewrites
+
+        num_samples = foreign_prime(_sizes(graph, task)) if any_batch else batch_size
+        content, rewrites = converted(example_inputs(task, num_samples))
+        # Loops would have the number of samples, or of steps, in their bodies.
+        if any_batch:
+            content = with_any_batch(content, num_samples, batch_size)
+        elif task.dynamic:
+            freed, notes = self._for_any_size(content, converted, task, batch_size, folder)
+            content = freed or with_loops(content)
+        else:
+            content = with_loops(content)
         if self.metadata:
             inputs = task.input_specs(batch_size)
             content = with_metadata(content, task.use, inputs, list(task.outputs), task.preprocessing, task.class_names)
         file.write_bytes(content)  # by Python, whose error names a full disk
-        if any_size:
+        if any_batch:
             _try_batches(self.open(file), task)
         versions = {"litert-torch": version("litert-torch"), "ai-edge-litert": version("ai-edge-litert")}
-        return Artifact(file=file, precision=model.precision, versions=versions, rewrites=rewrites)
+        return Artifact(file=file, precision=model.precision, versions=versions, rewrites=rewrites, notes=notes)
+
+    def _for_any_size(
+        self,
+        content: bytes,
+        converted: Callable[[tuple[torch.Tensor, ...]], tuple[bytes, Mapping[str, int]]],
+        task: Task,
+        batch_size: int,
+        folder: Path,
+    ) -> tuple[bytes | None, tuple[str, ...]]:
+        """The file for other sizes of its inputs, as far as it runs at them; else None, and why in a note."""
+        from edgedl.any_size import with_any_size
+        from edgedl.onnx_export import example_inputs
+
+        tried = dimensions.to_try(task.dynamic)
+        if not tried:
+            return None, ()
+        try:
+            freed = with_any_size(
+                content, converted(example_inputs(task, batch_size, dimensions.elsewhere(task.dynamic)))[0]
+            )
+            trial = folder / "trial.tflite"
+            trial.write_bytes(freed)
+            session = self.open(trial)
+            for sizes in tried:
+                inputs = example_inputs(task, batch_size, sizes)
+                session.run({name: one.numpy() for name, one in zip(task.inputs, inputs, strict=True)})
+            session.close()
+        except (TargetError, ModelFileError, RuntimeError, ValueError) as error:
+            return None, dimensions.kept(task, _first_line(error))
+        finally:
+            (folder / "trial.tflite").unlink(missing_ok=True)
+        return freed, ()
 
     def open(self, file: Path) -> LiteRTSession:
         """Raises `ModelFileError` for a file that the interpreter refuses."""

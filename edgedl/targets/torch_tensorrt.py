@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgedl import passport
+from edgedl import dimensions, passport
 from edgedl.core import (
     Activation,
     Artifact,
@@ -102,6 +102,7 @@ class TorchTensorRT(Target):
             file=file,
             precision=model.precision,
             versions=versions | {"tensorrt": tensorrt.__version__, "whole_engine": whole},
+            notes=dimensions.kept(task, "it is built for fixed shapes"),
             built_for=f"{here}, {LIBRARY} {tensorrt.__version__}",
         )
 

@@ -19,11 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-from edgedl import data_given, data_sources, metrics, plugins, samples, stats, teachers
+from edgedl import data_given, data_sources, dimensions, metrics, plugins, samples, stats, teachers
 from edgedl.core import (
     Baseline,
     Batch,
     DataError,
+    Dimension,
     Exhibit,
     Metric,
     Session,
@@ -95,6 +96,10 @@ class Data(Task):
     the `loss` is such a function or what goes with the metric, or the labels. Without labels it is agreement with the
     `teacher`, a float network: the share of same decisions where the first output is (N, classes), else "fidelity":
     1 - noise power / signal power, which can be asked for, too.
+
+    `dynamic` names dimensions of inputs that files are to take in other sizes than the data's, where a target can:
+    "tokens.1=length:1-128" is dimension 1 of the input tokens, 0 being that of samples. Without a range it is from 2 to
+    the size of the data.
     """
 
     use: str = "data"
@@ -117,6 +122,7 @@ class Data(Task):
     layout: Literal["channels-first", "channels-last"] = "channels-first"
     uint8_input: bool = False
     channels_last: bool = False
+    dynamic_names: tuple[str, ...] = Field(default=(), alias="dynamic")
 
     _is_inner: bool = PrivateAttr(default=False)
     _given: _Given = PrivateAttr(default_factory=_Given)
@@ -134,6 +140,13 @@ class Data(Task):
         if value is not None and ":" not in value and value not in metrics.METRICS:
             hint = plugins.nearest(value, metrics.METRICS)
             raise ValueError(f"no metric named {value!r}; {hint} One of your own is package.module:function")
+        return value
+
+    @field_validator("dynamic_names")
+    @classmethod
+    def _spelled(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for said in value:
+            dimensions.spelled(said)
         return value
 
     @model_validator(mode="after")
@@ -186,6 +199,21 @@ class Data(Task):
         return self._prepared.inner if self._is_inner else self._prepared.inputs
 
     @property
+    def dynamic(self) -> Mapping[str, Mapping[int, Dimension]]:
+        """Raises `DataError` for what the inputs do not have."""
+        if not self.dynamic_names:
+            return {}
+        found = self._prepared
+        said = dimensions.read(self.dynamic_names, found.inputs, "task data")
+        if not (self._is_inner and self.channels_last):
+            return said
+        turned = {1: 2, 2: 3, 3: 1}
+        return {
+            name: {turned[axis]: one for axis, one in axes.items()} if len(found.inputs[name].shape) == 3 else axes
+            for name, axes in said.items()
+        }
+
+    @property
     def inner(self) -> Data:
         inner = self.model_copy()
         inner._is_inner = True
@@ -202,7 +230,9 @@ class Data(Task):
             normalization = found.images.get(name) if self.uint8_input else None
             turned = self.channels_last and len(spec.shape) == 3
             if normalization is not None or turned:
-                images[index] = image(spec.shape, normalization, found.channels_last, turned)
+                width_varies = found.channels_last and 2 in self.dynamic.get(name, {})
+                shape = (spec.shape[0], 1, *spec.shape[2:]) if width_varies else spec.shape
+                images[index] = image(shape, normalization, found.channels_last, turned)
         return Entrance(net, images)
 
     @property
