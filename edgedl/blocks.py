@@ -136,7 +136,7 @@ def find_blocks(net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[list[
     blocks: list[Block] = []
     whole: dict[str, str] = {}
     covered: dict[str, set[int]] = defaultdict(set)
-    with warnings.catch_warnings(), _parts_told_apart():
+    with warnings.catch_warnings(), _parts_told_apart(), _channels_followed_once(graph, paths):
         warnings.simplefilter("ignore")
         try:
             graph.build_dependency(probe, inputs, forward_fn=lambda traced, given: traced(*given), verbose=False)
@@ -213,6 +213,38 @@ def _parts_told_apart() -> Iterator[None]:
         yield
     finally:
         shape_infer.infer_channels_between = original
+
+
+@contextmanager
+def _channels_followed_once(graph: Any, paths: Mapping[Any, str]) -> Iterator[None]:
+    """Makes torch-pruning follow each channel through an operator once, and none that a layer does not have.
+
+    It compares whole lists of channels with those that it came with before. Where one channel is a factor of many, such
+    as a gate of focal modulation, it takes it for the others, counts on from them at every round, and never ends.
+    """
+    from torch_pruning.dependency.group import Group
+
+    had, add = Group.has_pruning_op, Group.add_dep
+
+    def followed(group: Any, dep: Any) -> set[Any]:
+        known: dict[Any, set[Any]] = group.__dict__.setdefault("followed", {})
+        return known.setdefault((dep.target, dep.handler), set())
+
+    def added(group: Any, dep: Any, idxs: Any) -> None:
+        layer = dep.target.module
+        if layer in paths and (known := axes(layer)):
+            attribute = list(known)[0 if graph.is_out_channel_pruning_fn(dep.handler) else -1]
+            if max((index[0] for index in idxs), default=0) >= width(layer, attribute):
+                raise _Whole(f"torch-pruning misjudges {paths[layer]}, which depends on its width")
+        followed(group, dep).update(idxs)
+        add(group, dep, idxs)
+
+    Group.has_pruning_op = lambda group, dep, idxs: followed(group, dep).issuperset(idxs)
+    Group.add_dep = added
+    try:
+        yield
+    finally:
+        Group.has_pruning_op, Group.add_dep = had, add
 
 
 def _image_channels(grad_fn: Any) -> int | None:

@@ -58,6 +58,25 @@ class Halves(nn.Module):
         return left * torch.sigmoid(right)
 
 
+class Gated(nn.Module):
+    """Focal modulation: of one layer queries, a context seen ever more widely, and a gate for each view."""
+
+    def __init__(self, width: int, levels: int = 2) -> None:
+        super().__init__()
+        self.sizes = [width, width, levels + 1]
+        self.all, self.context = nn.Conv2d(width, sum(self.sizes), 1), nn.Conv2d(width, width, 1)
+        self.views = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=width) for _ in range(levels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        queries, view, gates = self.all(x).split(self.sizes, 1)
+        seen: torch.Tensor | float = 0.0
+        for level, layer in enumerate(self.views):
+            view = torch.relu(layer(view))
+            seen = seen + view * gates[:, level : level + 1]
+        seen = seen + view.mean((2, 3), keepdim=True) * gates[:, len(self.views) :]
+        return queries * self.context(seen)
+
+
 class Apart(nn.Module):
     """Takes the first of a sequence (N, T, C) apart, and puts it back before each thing it makes of the rest."""
 
@@ -426,6 +445,12 @@ STRANGE = {
         (6, 8),
         {"3"},
         ("0", "torch-pruning fails there"),
+    ),
+    "gates": (
+        nn.Sequential(nn.Conv2d(8, 16, 1), Gated(16), normed(nn.Conv2d(16, 16, 3)), *pooled(16)),
+        (8, 12, 12),
+        {"0", "2.0"},
+        ("1.all", "misjudges 1.context"),
     ),
     "recurrent": (
         nn.Sequential(nn.LSTM(8, 16, batch_first=True), Apply(lambda x: x[0][:, -1]), nn.Linear(16, 32), nn.ReLU(),
