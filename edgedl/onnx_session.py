@@ -20,12 +20,16 @@ NUM_PROFILED_RUNS = 100
 
 
 class OnnxRuntimeSession:
-    """A file in onnxruntime, on the CPU, with a fixed number of threads."""
+    """A file in onnxruntime, on the CPU, with a fixed number of threads.
 
-    def __init__(self, file: Path, threads: int) -> None:
+    onnxruntime makes one change of grid of two in a row, which rounds once, or to another grid; not where a file is to
+    be run `as_written`.
+    """
+
+    def __init__(self, file: Path, threads: int, as_written: bool = False) -> None:
         import onnxruntime
 
-        self.file, self.threads = file, threads
+        self.file, self.threads, self.as_written = file, threads, as_written
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.session = _load(str(file), file, self._options())
         sizes = json.loads(self.session.get_modelmeta().custom_metadata_map.get(SIZES, "{}"))
@@ -90,6 +94,8 @@ class OnnxRuntimeSession:
         options.log_severity_level = 3
         # By default, it may round the inputs of a dense layer with dequantized weights to int8, whatever the file says.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        if self.as_written:
+            options.add_session_config_entry("session.disable_double_qdq_remover", "1")
         return options
 
 

@@ -185,7 +185,7 @@ def _packages(target: Target, purpose: Literal["build", "open"]) -> list[str]:
 
 def stand_in() -> Target:
     """The target that scores the ONNX file behind an engine which cannot run here."""
-    found = load("targets", "onnxruntime").model_validate({})
+    found = load("targets", "edgedl.targets.onnxruntime:StandIn").model_validate({})
     assert isinstance(found, Target)
     return found
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgedl import plugins
 from edgedl.core import Model, TargetError
 from edgedl.measure import evaluate
 from edgedl.onnx_export import LAYER_NOTE, export_onnx
@@ -91,3 +92,22 @@ def test_zeros_before_a_max_pooling_stay_zeros(told, tmp_path):
     session.close()
     (tmp_path / "engine").mkdir()
     assert TensorRTRTX().build(Model(net=net), task, tmp_path / "engine", 1).status in ("built", "ok")
+
+
+def test_an_engines_file_is_run_with_every_change_of_grid_that_it_has(tmp_path):
+    value = onnx.helper.make_tensor_value_info
+    wanted = given = np.linspace(-6, 6, 64, dtype=np.float32)[None]
+    nodes, constants, last = [], [onnx.numpy_helper.from_array(np.int8(0), "zero")], "x"
+    for scale in np.array([0.1, 0.25, 0.07], np.float32):
+        name = f"by_{len(nodes)}"
+        constants.append(onnx.numpy_helper.from_array(scale, name))
+        nodes.append(onnx.helper.make_node("QuantizeLinear", [last, name, "zero"], [f"{name}_codes"]))
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [f"{name}_codes", name, "zero"], [f"{name}_real"]))
+        wanted, last = np.clip(np.rint(wanted / scale), -128, 127) * scale, f"{name}_real"
+    float_ = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes, "grids", [value("x", float_, [1, 64])], [value(last, float_, [1, 64])], constants
+    )
+    file = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), file)
+    np.testing.assert_allclose(plugins.stand_in().open(file).run({"x": given})[last], wanted, atol=1e-6)

@@ -62,6 +62,14 @@ class OnnxRuntime(Target):
         return OnnxRuntimeSession(file, self.threads)
 
 
+class StandIn(OnnxRuntime):
+    """Runs the ONNX file of an engine that cannot run here as it is written, which is how NVIDIA's builders take it."""
+
+    def open(self, file: Path) -> OnnxRuntimeSession:
+        """Raises `ModelFileError` for a file that onnxruntime refuses."""
+        return OnnxRuntimeSession(file, self.threads, as_written=True)
+
+
 def _store(file: Path, precision: str) -> None:
     """Gives an exported file what a form says in operators of onnxruntime's."""
     from edgedl import onnx_forms
