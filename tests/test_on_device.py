@@ -146,7 +146,9 @@ def test_an_arm64_program_answers_as_the_one_here(run):
         assert row["status"] == "ok", row["reason"]
         assert row["score"] == row["score_here"]
         assert row["latency_ms"] is row["init_ms"] is row["peak_memory_bytes"] is None
-        assert row["agreement"]["sqnr_db"] > 100
+        # onnxruntime 1.20.1 was seen to put one int8 value of some thousands a step beside that of 1.31.1 on x86-64.
+        may_be_a_step_off = row["target"] == "onnxruntime" and row["precision"] == "int8"
+        assert row["agreement"]["sqnr_db"] > (60 if may_be_a_step_off else 100)
     assert "2.1.6" in content["warnings"][0]
 
 
