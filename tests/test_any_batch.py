@@ -309,7 +309,6 @@ ELASTIC = {
     "placed": (Placed, (12, 16), LENGTH),
 }
 ELASTIC_CASES = [
-    ("pooled", OnnxRuntime, "fp32"),
     *(("pooled", kind, "int8") for kind in (OnnxRuntime, TFLite)),
     ("sequence", OnnxRuntime, "int8 dynamic"),
     ("sequence", TFLite, "int8"),
@@ -392,7 +391,7 @@ def test_a_network_of_ones_own_takes_padded_and_longer_samples(tmp_path):
     run = edgedl.compress(
         net, arrays, steps=[{"use": "quantize", "precision": "fp16"}],
         dynamic=["tokens.1=length:4-40", "mask.1=length"], bench={"min_seconds": 0.02, "rounds": 2},
-        limits={"slower": "allow"}, out=tmp_path, progress=False,
+        limits={"slower": "allow"}, targets=["onnxruntime"], out=tmp_path, progress=False,
     )  # fmt: skip
     report = read_report(run.folder)
     assert report["warnings"] == []
