@@ -79,7 +79,7 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batc
     named = _named_axes(task, any_batch)
     if any(named.values()):  # by parameter: one that takes several inputs has theirs together
         dynamic = tuple(inspect.signature(graph.forward).bind(*named.values()).arguments.values())
-    shapes = _output_shapes(graph, inputs) if task.dynamic else []
+    shapes = _output_shapes(graph, inputs) if task.dynamic else None
     if isinstance(graph, torch.fx.GraphModule):
         graph = fold_weights(graph)
     with _in_linear_time():
@@ -107,7 +107,8 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batc
         _check_named(model.graph, named)
         sizes = {name: one.size for name, one in dimensions.by_name(task.dynamic).items()}
         sizes |= {BATCH: batch_size} if any_batch else {}
-        model.metadata_props.add(key=SIZES, value=json.dumps(_derived_sizes(model.graph, shapes) | sizes))
+        derived = {} if shapes is None else _derived_sizes(model.graph, shapes)
+        model.metadata_props.add(key=SIZES, value=json.dumps(derived | sizes))
     content: bytes = model.SerializeToString()
     return content
 

@@ -148,7 +148,10 @@ class TFLite(Target):
 
 
 def _sizes(graph: torch.nn.Module, task: Task) -> set[int]:
-    """Of all dimensions of a network's values for one sample, and of its weights."""
+    """Of all dimensions of a network's values for one sample, and of its weights.
+
+    Raises `TargetError` for a network that does not take one sample.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -163,8 +166,11 @@ def _sizes(graph: torch.nn.Module, task: Task) -> set[int]:
             found.update(size for one in several if isinstance(one, torch.Tensor) for size in one.shape)
             return result
 
-    with torch.no_grad(), Noting():  # type: ignore[no-untyped-call]
-        graph(*example_inputs(task, 1))
+    try:
+        with torch.no_grad(), Noting():  # type: ignore[no-untyped-call]
+            graph(*example_inputs(task, 1))
+    except (RuntimeError, ValueError) as error:
+        raise TargetError(f"litert-torch cannot convert {_failed(error, [])}") from error
     return found
 
 
