@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-BRIEFLY = Path(__file__).parent / "briefly" / "sitecustomize.py"
+BRIEFLY = Path(__file__).parent / "briefly"
 NOT_RUN = "<!-- not run:"
 BLOCK = re.compile(r"^```(?P<language>\w*)(?: (?P<file>\S+))?\n(?P<content>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -47,14 +46,13 @@ def test_the_commands_run(document, tmp_path):
     for block in blocks(document):
         if block["file"]:
             (tmp_path / block["file"]).write_text(block["content"], encoding="utf-8")
-    shutil.copy(BRIEFLY, tmp_path)  # where a document's own PYTHONPATH=. finds it, too
     script = "set -ex\n" + "\n".join(commands(document))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
         env=os.environ
-        | {"PATH": path, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, [str(BRIEFLY), os.environ.get("PYTHONPATH")]))},
         capture_output=True,
         text=True,
         check=False,
