@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from edgedl import dimensions
 from edgedl.core import BATCH, SIZES, TargetError, Task
 from edgedl.origin import Origin, origin
+from edgedl.torch_tables import keep_tables
 
 OPSET = 18
 HALVES = "SlicesSplit"
@@ -188,6 +189,7 @@ def _check_any_batch(graph: Any) -> None:
 def _converted(
     graph: torch.nn.Module | torch.export.ExportedProgram, task: Task, inputs: Inputs, dynamic: Dynamic
 ) -> torch.onnx.ONNXProgram:
+    keep_tables()
     program = torch.onnx.export(
         graph,
         inputs,

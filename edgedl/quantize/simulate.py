@@ -31,6 +31,7 @@ from edgedl.quantize.rewrite import REWRITES, rewrite
 from edgedl.quantize.schemes import STATIC_FORMS, Form, Scheme
 from edgedl.recurrent import open_recurrent
 from edgedl.torch_session import BATCH_SIZE, TorchSession, named_outputs
+from edgedl.torch_tables import keep_tables
 
 NUM_CORRECTING = 64
 """Calibration samples that corrections look at: they estimate means over samples and pixels, and more tell no more."""
@@ -330,6 +331,7 @@ def _check_finite(observed: GraphModule) -> None:
 
 def export_graph(net: torch.nn.Module, task: Task, whole_recurrent: bool = False) -> GraphModule:
     """The ATen graph of a module, in evaluation mode, for any batch size; LSTM and GRU are whole, or written out."""
+    keep_tables()
     net = copy.deepcopy(open_recurrent(net, projected_only=whole_recurrent)).eval()
     example, dynamic = _example(task), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for name, tensor in zip(task.inputs, example, strict=True):

@@ -73,8 +73,10 @@ class TFLite(Target):
         from edgedl.onnx_export import example_inputs
         from edgedl.quantize import mixed
         from edgedl.recurrent import open_recurrent
+        from edgedl.torch_tables import keep_tables
         from edgedl.transposed import finished
 
+        keep_tables()
         graph = open_recurrent(self.graph(model))
         if model.precision in STATIC_FORMS:
             graph = mixed.fenced(cast("torch.fx.GraphModule", graph))

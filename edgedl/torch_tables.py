@@ -1,0 +1,66 @@
+"""Tables that torch makes anew at each export, kept: of a small network's export to ONNX they are three quarters.
+
+The functions that are replaced are torch's own, not its interface. A version without them exports as it always did.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Callable
+from typing import Any
+
+
+@functools.cache
+def keep_tables() -> None:
+    """From now on in this process; to be called before an export, of whatever kind."""
+    for keep in (_keep_onnx_functions, _keep_composite_operators, _keep_annotations):
+        try:
+            keep()
+        except (ImportError, AttributeError):
+            pass  # another version of torch: slower, and the same
+
+
+def _keep_onnx_functions() -> None:
+    """torch.onnx reads the sources of some 500 functions to know what they take, at each export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = functools.cache(ONNXRegistry.from_torchlib)  # by opset
+
+    def from_torchlib(*args: int, **options: int) -> ONNXRegistry:
+        kept, registry = read(*args, **options), ONNXRegistry()
+        vars(registry).update(vars(kept))
+        registry.functions = {target: list(functions) for target, functions in kept.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign]
+
+
+def _keep_composite_operators() -> None:
+    """torch.export looks all composite operators up, once for each namespace of operators, at each decomposition.
+
+    Those that someone has registered meanwhile are looked up, as always.
+    """
+    import torch
+    from torch._export import utils
+
+    look_up: Callable[[], None] = utils._materialize_cpp_cia_ops
+    known = -1
+
+    def look_up_new() -> None:
+        nonlocal known
+        registered = len(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))
+        if registered != known:
+            look_up()
+            known = registered
+
+    utils._materialize_cpp_cia_ops = look_up_new
+
+
+def _keep_annotations() -> None:
+    """`Callable[...]` of collections.abc is made anew each time it is evaluated: 10,000 times in a decomposition."""
+    from torch import _ops
+
+    module: Any = _ops
+    if module.Callable is Callable:
+        module.Callable = typing.Callable

@@ -1,0 +1,55 @@
+"""Exports that keep torch's tables write the same as those that make them anew, and see what was registered since."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+from onnxscript import opset18
+from onnxscript._framework_apis import torch_2_5
+from torch import nn
+from torch._export import utils
+
+from edgedl.torch_tables import keep_tables
+
+IMAGE = (torch.zeros(1, 8, 10, 10),)
+
+ANEW = """
+import sys, torch
+torch.manual_seed(0)
+net = torch.nn.Conv2d(8, 4, 3).eval()
+torch.onnx.export(net, (torch.zeros(1, 8, 10, 10),), dynamo=True, verbose=False).save(sys.argv[1])
+"""
+
+
+def test_files_are_the_same_and_functions_are_read_once(tmp_path, monkeypatch):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", ANEW, tmp_path / "anew.onnx"], check=True)
+    keep_tables()
+    torch.manual_seed(0)
+    net = nn.Conv2d(8, 4, 3).eval()
+    torch.onnx.export(net, IMAGE, dynamo=True, verbose=False).save(tmp_path / "first.onnx")
+    monkeypatch.setattr(torch_2_5, "get_torchlib_ops", None)  # which torch.onnx calls at each export
+    torch.onnx.export(net, IMAGE, dynamo=True, verbose=False).save(tmp_path / "second.onnx")
+    first, second = ((tmp_path / name).read_bytes() for name in ("first.onnx", "second.onnx"))
+    assert first == second == (tmp_path / "anew.onnx").read_bytes()
+
+
+def test_what_is_translated_for_one_export_is_not_for_the_next():
+    keep_tables()
+    other = {torch.ops.aten.relu.default: lambda x: opset18.Abs(x)}
+    net = nn.ReLU().eval()
+    made = [
+        torch.onnx.export(net, IMAGE, dynamo=True, verbose=False, custom_translation_table=table)
+        for table in (None, other, None)
+    ]
+    assert [[node.op_type for node in program.model.graph] for program in made] == [["Relu"], ["Abs"], ["Relu"]]
+
+
+def test_an_operator_registered_since_is_seen():
+    keep_tables()
+    utils._collect_all_valid_cia_ops()
+    library = torch.library.Library("edgedl_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+    assert "edgedl_test::twice" in {operator.name() for operator in utils._collect_all_valid_cia_ops()}
