@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import pytest
+
+gc.set_threshold(100_000, 20, 20)  # as the program does
 
 
 @pytest.fixture(autouse=True)
