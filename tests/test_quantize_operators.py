@@ -283,6 +283,16 @@ def test_what_attention_masks_stays_masked(mask):
     assert stats.sqnr_db(reference, simulate(net, task, AFFINE, "min-max").evaluated("test").outputs["y"]) > 25
 
 
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime"])
+def test_a_mask_may_depend_on_inputs(tmp_path, use):
+    """As that of padded sentences does."""
+    attention = nn.functional.scaled_dot_product_attention
+    net = Apply(lambda x, given: attention(x, x, x, attn_mask=(given[:, :, 0] > -1)[:, None])).eval()
+    climb = deployed(net, Noise(shape=(6, 8), num_inputs=2), target_of(use), tmp_path)
+    assert_repeats(climb, exactly=False)  # softmax
+    assert climb.quantization_db > 25
+
+
 def test_random_numbers_are_no_constants():
     net = Apply(lambda x: x + torch.rand(20)).eval()
     with pytest.raises(UnsupportedOperator, match=r"aten\.rand\.default"):

@@ -306,13 +306,12 @@ def is_weighted(node: Node) -> bool:
 
 
 def enters(value: Node) -> bool:
-    """Whether a value is an image of uint8 as numbers, with nothing done to it but constants added and multiplied in,
-    and its elements moved. There is no grid before it, and behind it that of the network's input.
+    """Whether a value is an image of uint8 or a mask of truths as numbers, with nothing done to it but constants added
+    and multiplied in, and its elements moved. There is no grid before it, and behind it that of the network's input.
     """
     kind = str(value.target)
     if kind == TO_NUMBERS:
-        (source,) = value.all_input_nodes
-        return bool(source.meta["val"].dtype == torch.uint8)
+        return _made_of(value) in (torch.uint8, torch.bool)
     if kind in ELEMENTWISE:
         left, right = value.args[:2]
         return isinstance(right, Node) and right.op == "get_attr" and isinstance(left, Node) and enters(left)
@@ -320,12 +319,17 @@ def enters(value: Node) -> bool:
     return operator is not None and operator.role is Role.MOVES and all(map(enters, value.all_input_nodes))
 
 
+def _made_of(value: Node) -> torch.dtype:
+    """What numbers are made of."""
+    return cast("torch.dtype", value.all_input_nodes[0].meta["val"].dtype)
+
+
 def pixel_step(graph: GraphModule, value: Node) -> float | None:
     """What the step from one pixel value to the next has become in one that `enters`; None where channels have steps
-    of their own, or zero has not stayed zero.
+    of their own, or zero has not stayed zero, and in a mask.
     """
     if str(value.target) == TO_NUMBERS:
-        return 1.0
+        return 1.0 if _made_of(value) == torch.uint8 else None
     source = cast("Node", value.args[0])
     if OPERATORS[str(value.target)].role is Role.MOVES:
         return pixel_step(graph, source) if str(value.target) not in FILLS else None
