@@ -33,7 +33,7 @@ ALL_OPTIONS = {
     "": {"--help", "-h", "--version"},
     "compress": {
         *("--help", "-h", "--recipe", "--out", "--fresh", "--strict", "--json", "--model", "--weights", "--data"),
-        *("--quiet", "--json-lines"),
+        *("--quiet", "--json-lines", "--track"),
         *("--label", "--metric", "--epochs", "--int8", "--fp16", "--prune", "--target", "--score-drop", "--float-ops"),
         *("--size", "--mean", "--std", "--uint8-input", "--channels-last", "--max-batch", "--dynamic"),
     },

@@ -12,6 +12,7 @@ from edgedl.cli.show import JsonLines, Quiet
 
 if TYPE_CHECKING:
     from edgedl.recipe import Recipe
+    from edgedl.run import Run
 
 REFUSED = 3
 FAILED = 1
@@ -120,12 +121,15 @@ def compress(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 if a target keeps float because files were refused.")
     ] = False,
+    track: Annotated[
+        str | None, typer.Option(help="Also write the finished run to a tracker of experiments: mlflow.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
     json_lines: JsonLines = False,
     quiet: Quiet = False,
 ) -> None:
     """Train, compress, export, measure and judge: what a recipe says, or your own network with --model and --data."""
-    from edgedl import plugins, progress
+    from edgedl import plugins, progress, tracking
     from edgedl import recipe as recipes
     from edgedl.cli.show import check_one_form, print_json
     from edgedl.core import MissingPackage, UsageError
@@ -147,6 +151,8 @@ def compress(
     else:
         wanted, text = _own(model, own)
     plugins.require(wanted.targets)  # before the imports below, which need torch
+    if track is not None:
+        tracking.check(track)
     from edgedl import pipeline
     from edgedl.report import page, terminal
     from edgedl.run import read_report
@@ -162,6 +168,8 @@ def compress(
         shown = f"report: {page.write_page(report, run.folder)}"
     except MissingPackage as error:
         shown = f"report: {run.report} (no HTML page: {error})"
+    if track is not None:
+        _track(run, report)
     status = _status(report, strict)
     progress.emit("finished", exit_status=status, folder=str(run.folder), report=str(run.report))
     if as_json:
@@ -173,6 +181,20 @@ def compress(
         typer.echo(shown)
     if status:
         raise typer.Exit(status)
+
+
+def _track(run: Run, report: Mapping[str, Any]) -> None:
+    """The run is finished: what becomes of it elsewhere changes nothing about it."""
+    from edgedl import progress, tracking
+    from edgedl.core import EdgedlError
+
+    try:
+        with progress.diverted(run.log):
+            said = tracking.track(run.folder, report)
+        progress.emit("tracked", message=said)
+    except EdgedlError as error:
+        progress.emit("warning", message=str(error))
+        typer.echo(f"edgedl: warning: {error}", err=True)
 
 
 def _status(report: Mapping[str, Any], strict: bool) -> int:
