@@ -67,6 +67,11 @@ def display(quiet: bool = False) -> Iterator[None]:
             yield
 
 
+def hide() -> None:
+    """Tells nobody any more: in a copy of the process that others listen to."""
+    _listeners.clear()
+
+
 def failed_log() -> Path | None:
     """The log file of the work that failed last in this process, if it kept one."""
     return _failed_log
@@ -99,14 +104,15 @@ def _heed_interrupt() -> None:
 
 
 @contextmanager
-def stage(label: str, total: int, after: float = 0.0) -> Iterator[Callable[..., None]]:
+def stage(label: str, total: int, after: float = 0.0, before: float = 0.0) -> Iterator[Callable[..., None]]:
     """A stage of `total` units; yields `step(units, figures="")`, where figures is text such as a loss.
 
-    Units may be parts of one, so that a long one shows how far it is. A stage that takes less than `after` seconds
-    is not told of: such stand inside others, and are worth a line only where they take long.
+    Units may be parts of one, so that a long one shows how far it is. `before` units were done by an earlier run: they
+    tell nothing about how long the rest will take. A stage that takes less than `after` seconds is not told of: such
+    stand inside others, and are worth a line only where they take long.
     """
     _heed_interrupt()
-    started, done, told_at, said = time.monotonic(), 0.0, 0.0, ""
+    started, done, told_at, said = time.monotonic(), before, 0.0, ""
     about: dict[str, Any] = {}
 
     def begin() -> None:
@@ -124,7 +130,8 @@ def stage(label: str, total: int, after: float = 0.0) -> Iterator[Callable[..., 
             begin()
         if about and (figures or seconds - told_at >= TOLD_SECONDS or done > total - 1e-6):
             told_at = seconds
-            left = round(seconds / done * (total - done), 3) if done and total > 1 else None
+            known = done > before and total > 1
+            left = round(seconds / (done - before) * (total - done), 3) if known else None
             emit("progress", **about, done=round(done, 6), seconds=seconds, left_seconds=left, figures=figures)
         _heed_interrupt()
 

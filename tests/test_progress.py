@@ -75,6 +75,22 @@ def test_a_stage_tells_how_far_it_is_and_how_long_the_rest_will_take(heard):
     assert len({event["number"] for event in heard}) == 1
 
 
+def test_what_an_earlier_run_has_done_tells_nothing_about_the_rest(heard):
+    with progress.stage("train", 10, before=6) as step:
+        time.sleep(0.02)
+        step(1, "loss 1")
+    assert heard[1]["done"] == 7
+    assert heard[1]["left_seconds"] == pytest.approx(3 * heard[1]["seconds"], abs=0.001)
+
+
+def test_a_copy_of_the_process_can_fall_silent(heard):
+    progress.hide()
+    with progress.stage("train", 1) as step:
+        step(1)
+    assert heard == []
+    progress.listen(heard.append)  # as the fixture finds it
+
+
 def test_short_inner_stages_are_not_told_of(heard):
     with progress.stage("score", 2, after=60) as step:
         step(2)

@@ -30,7 +30,21 @@ def nodes() -> list[tuple[str, ast.AST]]:
 @functools.cache
 def calls() -> list[tuple[str, str, ast.Call]]:
     """Of each call where it stands, what is called, and the call."""
-    return [(where, ast.unparse(node.func), node) for where, node in nodes() if isinstance(node, ast.Call)]
+    return [(where, dotted(node.func), node) for where, node in nodes() if isinstance(node, ast.Call)]
+
+
+def dotted(called: ast.expr) -> str:
+    """A name, or names behind one another; what else is called has none."""
+    if isinstance(called, ast.Attribute):
+        return f"{dotted(called.value)}.{called.attr}"
+    return called.id if isinstance(called, ast.Name) else ""
+
+
+def imported(node: ast.AST) -> set[str]:
+    """The packages that a statement imports."""
+    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    return {name.partition(".")[0] for name in names}
 
 
 def keywords(call: ast.Call) -> dict[str | None, str]:
@@ -58,14 +72,16 @@ def test_no_reader_unpickles_unless_the_recipe_says_so():
 
 def test_no_format_is_read_that_can_hold_code():
     for where, node in nodes():
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        assert not NEVER & {name.partition(".")[0] for name in names}, where
+        assert not NEVER & imported(node), where
 
 
 def test_no_archive_is_unpacked_to_where_it_says():
+    """Of a zip file Python leaves out what leads elsewhere; of a tar file, only its later versions do."""
+    tar = {where.partition(":")[0] for where, node in nodes() if "tarfile" in imported(node)}
     for where, name, _ in calls():
-        assert name.rpartition(".")[2] not in ("extractall", "unpack_archive", "extract"), where
+        assert not name.endswith("unpack_archive"), where
+        if where.partition(":")[0] in tar:
+            assert name.rpartition(".")[2] not in ("extractall", "extract"), where
 
 
 @pytest.mark.parametrize(("umask", "allowed"), [(0o077, 0o700), (0o027, 0o750), (0o022, 0o755)])
