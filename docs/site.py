@@ -119,6 +119,10 @@ def recipes() -> str:
             if name.startswith(recipe.PARTS[key] + "."):
                 short = name.partition(".")[2]
                 said += [f"### {short} {{ #{key}-{short} }}", found.get("description", ""), _keys(found)]
+                for inner, about in found["properties"].items():
+                    if "$ref" in about:
+                        table = definitions[about["$ref"].rpartition("/")[2]]
+                        said += [f"`{inner}` is a table itself. {table.get('description', '')}", _keys(table)]
     return "\n\n".join(said) + "\n"
 
 
