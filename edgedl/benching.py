@@ -86,6 +86,7 @@ def bench(
                 rows[-1] |= _answered(file, target, session, inputs, task, asked, Bench(min_seconds=seconds))
                 step(1)
         session.close()
+        progress.emit("row", row={key: value for key, value in rows[-1].items() if key != "operators"})
     return rows
 
 

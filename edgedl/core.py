@@ -112,7 +112,7 @@ class Exhibit:
 class Part(BaseModel):
     """Whatever a recipe names with `use = "..."`: its fields are the recipe's keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     use: str
 
@@ -403,10 +403,12 @@ class Target(Part):
 class Limits(BaseModel):
     """What may ship."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     score_drop: NonNegativeFloat = 0.01
+    """How much worse than the float network a file may score, in the metric's unit."""
     slower: Literal["refuse", "allow"] = "refuse"
+    """A file that is slower than the fastest float file on its runtime."""
     unlearned: Literal["refuse", "allow"] = "refuse"
     """A float network that does no better than the task's baseline."""
     float_ops: Literal["refuse", "allow"] = "refuse"
@@ -416,8 +418,11 @@ class Limits(BaseModel):
 class Bench(BaseModel):
     """How latency is measured: at least 100 runs and `min_seconds` a file, in `rounds` interleaved blocks."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     batch_size: PositiveInt = 1
+    """Samples of one run."""
     min_seconds: NonNegativeFloat = 3.0
+    """How long each file runs at least."""
     rounds: PositiveInt = 100
+    """In so many blocks, in which files take turns."""

@@ -54,6 +54,12 @@ def filled_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def make_executable(file: Path) -> None:
+    """Lets whoever may read a file run it, and nobody else."""
+    mode = file.stat().st_mode
+    file.chmod(mode | (mode & 0o444) >> 2)
+
+
 def gzip_size(file: Path) -> int:
     """Bytes of a file after `gzip -9`, which is about what it takes to send or to store it."""
     return len(gzip.compress(file.read_bytes(), mtime=0))

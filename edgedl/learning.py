@@ -31,11 +31,17 @@ class LearningStep(Step):
     """Adam (with decoupled weight decay) or SGD with momentum; the weights that validate best are kept."""
 
     epochs: PositiveInt = 10
+    """How often it goes over the training split."""
     batch_size: PositiveInt = 32
+    """Samples of one step of training."""
     lr: PositiveFloat = 1e-3
+    """The learning rate to begin with."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """`adam` with decoupled weight decay, or `sgd` with momentum 0.9."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on: down to 0 along a `cosine`, or `constant`."""
     weight_decay: NonNegativeFloat = 0.0
+    """How fast weights shrink by themselves."""
 
     def fit(
         self,
@@ -78,7 +84,10 @@ class TaughtStep(LearningStep):
     """
 
     temperature: PositiveFloat = 4.0
+    """What logits are divided by before a teacher's are compared with the network's: above 1, less likely classes count
+    more."""
     weight: Share = 0.0
+    """The share of the loss that is the teacher's; the rest is the task's own."""
 
     def lesson(self, taught: Taught, task: Task, samples: Batch | None = None) -> tuple[Loss, Batch | None]:
         """Loss and samples for `fit`; `taught` answers a batch: `edgedl.teachers.answers_of(net, task)`."""

@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edgedl import sessions, stats
+from edgedl import progress, sessions, stats
 from edgedl.graph_session import Call, Recorder, Replay, open_files
 from edgedl.sessions import Batch, Session, TargetError, TensorSpec, UsageError
 
@@ -34,6 +34,8 @@ STABLE = 0.02
 MIN_RUNS = 100
 COLD_SECONDS = 0.005
 """How long a block runs before it counts, if that is at most a quarter of it: caches hold what ran before."""
+LONG_SECONDS = 2.0
+"""What takes longer is shown by itself, inside the stage that it belongs to."""
 NARROWED = {"int64": "int32"}
 """What a converter makes of an input's dtype, which the session then takes as well."""
 
@@ -71,8 +73,15 @@ class Pace(Protocol):
 def evaluate(session: Session, task: Task, split: Split, num_samples: int | None = None) -> Scored:
     """Runs a whole split, or its first samples, through a session, and scores what it answers."""
     size = batch_size(session)
-    num_batches = None if num_samples is None else -(-num_samples // size)
-    return scored(answers(session, task, islice(task.batches(split, size), num_batches)), task, split, num_samples)
+    total = len(next(iter(task.arrays(split).values()))) if num_samples is None else num_samples
+    with progress.stage(f"score over the {split} data", total, after=LONG_SECONDS) as step:
+
+        def counted() -> Iterator[Batch]:
+            for batch in islice(task.batches(split, size), -(-total // size)):
+                yield batch
+                step(size)
+
+        return scored(answers(session, task, counted()), task, split, num_samples)
 
 
 def scored(found: Batch, task: Task, split: Split, num_samples: int | None = None) -> Scored:
@@ -186,12 +195,14 @@ def interleave(runs: Mapping[str, tuple[Session, Batch]], bench: Pace) -> dict[s
     }
     blocks: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     names, order = list(runs), random.Random(0)
-    for round_index in range(bench.rounds):
-        names.reverse()
-        if round_index % 2 == 0:
-            order.shuffle(names)
-        for name in names:
-            blocks[name].append(_block(*runs[name], block_seconds, block_runs[name]))
+    with progress.stage("rounds", bench.rounds, after=LONG_SECONDS) as step:
+        for round_index in range(bench.rounds):
+            names.reverse()
+            if round_index % 2 == 0:
+                order.shuffle(names)
+            for name in names:
+                blocks[name].append(_block(*runs[name], block_seconds, block_runs[name]))
+            step(1)
     return blocks
 
 

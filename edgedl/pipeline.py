@@ -32,6 +32,7 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
         step.sources()
     stages.check(recipe)
     run = Run.create(recipe, source, root)
+    progress.emit("run", folder=str(run.folder), recipe=recipe.name)
     with progress.diverted(run.log):
         variants = stages.apply_steps(recipe, run, root, fresh)
         report = document.begin(recipe, {variant.name: variant.model for variant in variants}, baseline)
@@ -43,11 +44,19 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
         for target in recipe.targets:
             entries, verdict = _judged(run, target, variants, refusal)
             document.add(report, run, target, entries, verdict)
+            _tell(report, len(entries))
             shown = shown or _exhibited(report, run, target, entries, verdict)
             run.note_stage(f"targets/{target.label}", {})
         run.save_quantization(variants[-1].model)
         run.finish(report)
     return run
+
+
+def _tell(report: Mapping[str, Any], num_rows: int) -> None:
+    """Tells whoever listens of a target's rows, and of the verdict on them."""
+    for row in report["rows"][-num_rows:]:
+        progress.emit("row", row={key: value for key, value in row.items() if key != "operators"})
+    progress.emit("verdict", verdict=report["verdicts"][-1])
 
 
 def _judged(

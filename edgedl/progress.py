@@ -1,63 +1,80 @@
-"""What a person sees while work goes on: one line a stage on stderr, with the noise of libraries sent to a log file."""
+"""What goes on meanwhile: stages tell whoever listens what they have done, and libraries' noise goes to a log."""
 
 from __future__ import annotations
 
-import importlib.util
+import itertools
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, TextIO
+from typing import Any, TextIO, TypeAlias
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
+Event: TypeAlias = Mapping[str, Any]
+"""What has happened: `event` says which kind, docs/run-folder.md what else it has."""
+Listener: TypeAlias = Callable[[Event], None]
 
-_display: Progress | None = None
+TOLD_SECONDS = 0.1
+"""Between two events of one stage, but for those that have new figures."""
+
+_listeners: list[Listener] = []
+_numbers = itertools.count(1)
 _interrupted = False
+_failed_log: Path | None = None
+
+
+def emit(event: str, **facts: Any) -> None:
+    """Tells all who listen that something has happened."""
+    for listener in tuple(_listeners):
+        listener({"event": event, **facts})
+
+
+def listen(listener: Listener) -> None:
+    """Lets `listener` have every event from now on."""
+    _listeners.append(listener)
 
 
 @contextmanager
-def display() -> Iterator[None]:
-    """Shows the stages that run inside, on stderr or in the notebook; without it they run silently.
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Lets `listener` have every event that happens inside."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@contextmanager
+def display(quiet: bool = False) -> Iterator[None]:
+    """Shows the stages that run inside, on stderr or in the notebook; without it, or with `quiet`, they run silently.
 
     A Ctrl-C meanwhile is heeded at the next unit of a stage at the latest: some libraries, while they
     load or convert, catch everything, and it with it.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from edgedl import display as shown
 
-    global _display
-    # Its own descriptor: `diverted` points the process's stderr elsewhere meanwhile.
-    with _heeding_interrupts(), os.fdopen(os.dup(sys.__stderr__.fileno()), "w") as stream:  # type: ignore[union-attr]
-        console = _console(stream)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
-        )
-        with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as _display:
-            try:
-                yield
-            finally:
-                _display_off()
+    with _heeding_interrupts():
+        if quiet:
+            yield
+            return
+        with shown.bars() as listener, heard_by(listener):
+            yield
 
 
-def _console(stream: IO[str]) -> Console:
-    """The notebook's, where there is one that can show what changes; else it shows what has come of all at the end."""
-    from rich.console import Console
+def hide() -> None:
+    """Tells nobody any more: in a copy of the process that others listen to."""
+    _listeners.clear()
 
-    if not Console().is_jupyter:
-        return Console(file=stream)
-    if importlib.util.find_spec("ipywidgets"):
-        return Console()
-    return Console(file=sys.stderr, force_jupyter=False, force_terminal=False)
+
+def failed_log() -> Path | None:
+    """The log file of the work that failed last in this process, if it kept one."""
+    return _failed_log
 
 
 @contextmanager
@@ -72,13 +89,7 @@ def _heeding_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, usual)
-
-
-def _display_off() -> None:
-    global _display
-    if _display is not None:
-        _display.stop()
-    _display = None
+        _interrupted = False
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -93,28 +104,57 @@ def _heed_interrupt() -> None:
 
 
 @contextmanager
-def stage(label: str, total: int) -> Iterator[Callable[..., None]]:
-    """A stage of `total` units; yields `step(units, figures="")`, where figures is text such as a loss."""
-    if _display is None:
-        yield lambda units, figures="": None
-        return
-    _heed_interrupt()
-    shown = _display
-    task = shown.add_task(label, total=total, figures="")
+def stage(label: str, total: int, after: float = 0.0, before: float = 0.0) -> Iterator[Callable[..., None]]:
+    """A stage of `total` units; yields `step(units, figures="")`, where figures is text such as a loss.
 
-    def step(units: int, figures: str = "") -> None:
-        shown.update(task, advance=units)
-        if figures:
-            shown.update(task, figures=figures)
+    Units may be parts of one, so that a long one shows how far it is. `before` units were done by an earlier run: they
+    tell nothing about how long the rest will take. A stage that takes less than `after` seconds is not told of: such
+    stand inside others, and are worth a line only where they take long.
+    """
+    _heed_interrupt()
+    started, done, told_at, said = time.monotonic(), before, 0.0, ""
+    about: dict[str, Any] = {}
+
+    def begin() -> None:
+        about.update(stage=label, number=next(_numbers), total=total, inner=after > 0)
+        emit("stage", **about)
+
+    def seconds_since() -> float:
+        return round(time.monotonic() - started, 3)
+
+    def step(units: float, figures: str = "") -> None:
+        nonlocal done, told_at, said
+        done, said = min(done + units, total), figures or said
+        seconds = seconds_since()
+        if not about and seconds >= after:
+            begin()
+        if about and (figures or seconds - told_at >= TOLD_SECONDS or done > total - 1e-6):
+            told_at = seconds
+            known = done > before and total > 1
+            left = round(seconds / (done - before) * (total - done), 3) if known else None
+            emit("progress", **about, done=round(done, 6), seconds=seconds, left_seconds=left, figures=figures)
         _heed_interrupt()
 
-    yield step
-    shown.stop_task(task)
+    if after <= 0:
+        begin()
+    try:
+        yield step
+    except BaseException as error:
+        if about:
+            emit("stage failed", **about, seconds=seconds_since(), message=str(error) or type(error).__name__)
+        raise
+    if about:
+        emit("stage done", **about, seconds=seconds_since(), figures=said)
 
 
 @contextmanager
 def diverted(log: Path) -> Iterator[None]:
-    """Sends whatever is written to stdout and stderr inside, by native code too, to the end of a log file."""
+    """Sends whatever is written to stdout and stderr inside, by native code too, to the end of a log file.
+
+    The log also has the stages with their times, and what failed as its last line.
+    """
+    global _failed_log
+    _failed_log = None
     sys.stdout.flush()
     sys.stderr.flush()
     python, saved = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
@@ -127,7 +167,16 @@ def diverted(log: Path) -> Iterator[None]:
         sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False, buffering=1) for descriptor in (1, 2))  # noqa: SIM115
         for handler in handlers:
             handler.stream = sys.stderr
-        yield
+        if log.is_char_device():  # nobody reads what goes there
+            yield
+        else:
+            with heard_by(_into(log)):
+                yield
+    except BaseException as error:
+        if not log.is_char_device():
+            _failed_log = log
+            _write(log, f"failed: {str(error) or type(error).__name__}")
+        raise
     finally:
         sys.stdout, sys.stderr = python
         for handler in handlers:
@@ -135,6 +184,37 @@ def diverted(log: Path) -> Iterator[None]:
         for descriptor, original in enumerate(saved, start=1):
             os.dup2(original, descriptor)
             os.close(original)
+
+
+def _into(log: Path) -> Listener:
+    """A line for whatever a reader of the log will ask: what ran when, for how long, and what came of it."""
+
+    def listen(event: Event) -> None:
+        kind, label = event["event"], event.get("stage")
+        if kind == "stage":
+            _write(log, f"{label}")
+        elif kind == "progress" and event["figures"]:
+            _write(log, f"{label}: {event['done']:g}/{event['total']}  {event['figures']}")
+        elif kind == "stage done":
+            _write(log, f"{label}: done in {event['seconds']:.1f} s")
+        elif kind == "stage failed":
+            _write(log, f"{label}: failed after {event['seconds']:.1f} s: {event['message']}")
+        elif kind == "row":
+            row = event["row"]
+            _write(log, ": ".join(filter(None, (f"{row['variant']} on {row['target']}", row["status"], row["reason"]))))
+        elif kind == "verdict":
+            verdict = event["verdict"]
+            _write(log, f"{verdict['target']}: ship {verdict['ship']}: {verdict['why']}")
+
+    return listen
+
+
+def _write(log: Path, line: str) -> None:
+    try:
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write(f"--- {datetime.now():%H:%M:%S} {line}\n")
+    except OSError:
+        pass  # a full disk: what cannot do without it will tell
 
 
 def _handlers_of(stream: TextIO) -> list[logging.StreamHandler[TextIO]]:

@@ -37,18 +37,26 @@ FOREIGN = {
 class Recipe(BaseModel):
     """What to make: task, network, steps in order, targets, and what may ship."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str = Field(pattern=r"^[^/.\x00-\x1f][^/\x00-\x1f]*$")
-    """Also the name of a folder."""
+    """What runs are called, by default as the file; also the name of a folder."""
     description: str = ""
+    """What it is for, in a line."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """What chance begins with, in the first weights and in each step."""
     task: SerializeAsAny[Task]
+    """Data, loss and metric."""
     model: SerializeAsAny[Network]
+    """The network."""
     steps: tuple[SerializeAsAny[Step], ...] = Field(min_length=1)
+    """What is done to the network, in order."""
     targets: tuple[SerializeAsAny[Target], ...] = Field(min_length=1)
+    """What files are made for."""
     limits: Limits = Limits()
+    """What may ship."""
     bench: Bench = Bench()
+    """How latency is measured."""
 
     @property
     def needed_targets(self) -> tuple[Target, ...]:
@@ -234,7 +242,9 @@ def schema() -> dict[str, Any]:
     for key, kind in PARTS.items():
         variants = []
         for name in plugins.names(kind):
-            part = plugins.load(kind, name).model_json_schema()
+            loaded = plugins.load(kind, name)
+            part = loaded.model_json_schema()
+            _explain(part["properties"], loaded)
             definitions |= part.pop("$defs", {})
             part["properties"]["use"] = {"const": name, "type": "string"}
             part["required"] = ["use", *part.get("required", [])]
@@ -243,8 +253,21 @@ def schema() -> dict[str, Any]:
         choice = {"oneOf": [*variants, {"$ref": "#/$defs/foreign"}]}
         whole["properties"][key] = {"type": "array", "minItems": 1, "items": choice} if key in SEVERAL else choice
     definitions["foreign"] = FOREIGN
+    _explain(whole["properties"], Recipe)
     whole["required"].remove("name")
     return whole
+
+
+def _explain(properties: Mapping[str, Any], part: type[BaseModel]) -> None:
+    """Gives keys without a description that of the class they come from, or what the docstrings say of them."""
+    classes = [base for base in part.__mro__ if issubclass(base, BaseModel) and base not in (BaseModel, Part)]
+    said = " ".join(" ".join((base.__doc__ or "").split()) for base in classes)
+    sentences = re.split(r"(?<=[.;]) +(?=[A-Z`\"])", said)
+    for key, found in properties.items():
+        inherited = (base.model_fields[key].description for base in classes if key in base.model_fields)
+        told = (sentence for sentence in sentences if re.search(rf"`{re.escape(key)}\b", sentence))
+        if description := next(filter(None, inherited), None) or " ".join(dict.fromkeys(told)):
+            found["description"] = description
 
 
 def _parts(key: str, value: Any, text: str, file: Path) -> Part | tuple[Part, ...]:

@@ -17,7 +17,7 @@ from edgedl.devices import Device
 from edgedl.recordings import Recording
 
 MODULES = (
-    *("__init__", "runner", "measure", "stats", "graph_session", "calls", "sessions", "devices/__init__"),
+    *("__init__", "runner", "measure", "progress", "stats", "graph_session", "calls", "sessions", "devices/__init__"),
     *("devices/local", "loads", "sensors", "litert", "flatbuffer", "loops", "origin", "onnx_session", "engine"),
     *("passport", "gpu", "engine_there", "jetson", "far_end"),
 )

@@ -85,12 +85,13 @@ def fit(
                 if decay is not None:
                     decay.step()
                 losses.append(value.item())
+                advance(1 / steps_per_epoch)
             mean_loss = float(np.mean(losses))
             if not np.isfinite(mean_loss):
                 raise UsageError(f"{label}: the loss became {mean_loss} in epoch {epoch}; try a smaller lr than {lr}")
             score = evaluate(TorchSession(net, task), task, "validation").score
             history.append({"epoch": epoch, "loss": mean_loss, "score": score})
-            advance(1, f"loss {mean_loss:.4f}  {task.metric.name} {score:.4f}")
+            advance(0, f"loss {mean_loss:.4f}  {task.metric.name} {score:.4f}")
             # Of equal scores the one with the smaller loss: it is the surer.
             if epoch >= choose_from and (sign * score, -mean_loss) > best:
                 best, best_weights = (sign * score, -mean_loss), copy.deepcopy(net.state_dict())

@@ -33,16 +33,18 @@ ALL_OPTIONS = {
     "": {"--help", "-h", "--version"},
     "compress": {
         *("--help", "-h", "--recipe", "--out", "--fresh", "--strict", "--json", "--model", "--weights", "--data"),
+        *("--quiet", "--json-lines", "--track"),
         *("--label", "--metric", "--epochs", "--int8", "--fp16", "--prune", "--target", "--score-drop", "--float-ops"),
         *("--size", "--mean", "--std", "--uint8-input", "--channels-last", "--max-batch", "--dynamic"),
     },
     "init": {"--help", "-h", "FOLDER", "--data", "--label", "--precision", "--prune", "--target", "--yes"},
-    "analyze": {"--help", "-h", "RECIPE_OR_RUN", "--out", "--ratio", "--fresh", "--json"},
+    "analyze": {"--help", "-h", "RECIPE_OR_RUN", "--out", "--ratio", "--fresh", "--json", "--quiet", "--json-lines"},
     "bench": {
         *("--help", "-h", "FILES", "--vs", "--recipe", "--target", "--threads", "--seconds", "--operators"),
+        *("--quiet", "--json-lines"),
         *("--on", "--out", "--json", "--batches", "--cold", "--sustained", "--energy", "--end-to-end"),
     },
-    "deploy": {"--help", "-h", "RUN", "--on", "--target", "--variant", "--to", "--out", "--json"},
+    "deploy": {"--help", "-h", "RUN", "--on", "--target", "--variant", "--to", "--out", "--json", "--quiet"},
     "compare": {
         "--help", "-h", "RUNS", "--out", "--json", "--pick", "--target", "--device", "--format", "--html",
     },
@@ -574,6 +576,31 @@ def test_a_name_of_a_run_is_no_pattern(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"no run|no report.json there"):
         runs.find_finished(name, Path("runs"))
+
+
+# Quiet, and for machines
+
+
+def test_bench_tells_a_machine_every_event_and_a_person_nothing_if_asked(edgedl, files):
+    done = edgedl("bench", "model.onnx", "--seconds", "0.02", "--json-lines")
+    assert (done.returncode, done.stderr) == (0, "")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    done_stages = [event["stage"] for event in events if event["event"] == "stage done" and not event["inner"]]
+    assert done_stages == ["open", "measure"]
+    (row,) = (event["row"] for event in events if event["event"] == "row")
+    assert row["latency_ms"]["median"] > 0
+    assert (events[-1]["event"], events[-1]["exit_status"]) == ("finished", 0)
+    done = edgedl("bench", "model.onnx", "--seconds", "0.02", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "model.onnx" in done.stdout
+
+
+def test_an_error_is_an_event_too(edgedl):
+    done = edgedl("bench", "gone.onnx", "--json-lines")
+    assert (done.returncode, done.stderr) == (2, "edgedl: no file gone.onnx\n")
+    (event,) = map(json.loads, done.stdout.splitlines())
+    del event["time"]
+    assert event == {"event": "error", "exit_status": 2, "message": "no file gone.onnx", "log": None}
 
 
 # Closed streams, Ctrl-C and a full disk

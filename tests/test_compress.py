@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import files, pipeline, recipe
+from edgedl import files, pipeline, progress, recipe
 from edgedl.core import TargetError
 from edgedl.flatbuffer import Flatbuffer
 from edgedl.run import Run, find_finished, read_report
@@ -35,8 +35,15 @@ def compress(root: Path, text: str = RECIPE, name: str = "small", fresh: bool = 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
-    return compress(tmp_path_factory.mktemp("runs"))
+def events() -> list[progress.Event]:
+    """What the run told while it ran."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, events) -> Run:
+    with progress.heard_by(events.append):
+        return compress(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,18 @@ def test_verdicts_say_what_ships_and_where_to_judge(report):
     assert verdicts["tensorrt"]["speedup"] is None
     assert "build.sh" in verdicts["tensorrt"]["why"]
     assert "edgedl bench" in verdicts["tensorrt"]["why"]
+
+
+def test_rows_and_verdicts_are_told_as_they_come(report, events, run):
+    told = {kind: [event for event in events if event["event"] == kind] for kind in ("run", "row", "verdict")}
+    assert [event["folder"] for event in told["run"]] == [str(run.folder)]
+    rows = [{key: value for key, value in row.items() if key != "operators"} for row in report["rows"]]
+    assert [event["row"] for event in told["row"]] == rows
+    assert [event["verdict"] for event in told["verdict"]] == report["verdicts"]
+    stages = [event["stage"] for event in events if event["event"] == "stage done"]
+    assert {"train", "tflite: build float", "onnxruntime: measure"} <= set(stages)
+    log = run.log.read_text()
+    assert all(f" {stage}: done in " in log for stage in stages)
 
 
 def test_the_folder_is_whole_and_as_documented(run, report):

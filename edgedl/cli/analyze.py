@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgedl.cli.show import JsonLines, Quiet
+
 
 def analyze(
     recipe_or_run: Annotated[str, typer.Argument(help="A run folder, a recipe for its latest finished run, or any.")],
@@ -14,20 +16,23 @@ def analyze(
     ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of a layer's channels to prune.")] = 0.5,
     fresh: Annotated[bool, typer.Option("--fresh", help="Take nothing from earlier runs: train again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print analysis.json instead of the table.")] = False,
+    json_lines: JsonLines = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say for each layer what it costs, and what it does to the score to quantize or prune it alone."""
     from edgedl import progress
     from edgedl import recipe as recipes
-    from edgedl.cli.show import print_json
+    from edgedl.cli.show import check_one_form, print_json
     from edgedl.core import MissingPackage
 
+    check_one_form(as_json, json_lines)
     folder = None if fresh else _finished(recipe_or_run, out)
     recipe = recipes.load(recipe_or_run) if folder is None else None
     _require()  # before the imports below, which need torch
     from edgedl import analysis, analyzing
     from edgedl.report import page, terminal
 
-    with progress.display():
+    with progress.display(quiet or json_lines):
         if recipe is not None:
             text = recipes.find(recipe_or_run).read_text(encoding="utf-8")
             folder = analyzing.of_recipe(recipe, text, out, ratio, fresh)
@@ -40,9 +45,10 @@ def analyze(
         shown = f"page: {page.write_analysis(found, folder)}"
     except MissingPackage as error:
         shown = f"analysis: {folder / 'analysis.json'} (no HTML page: {error})"
+    progress.emit("finished", exit_status=0, folder=str(folder), report=str(folder / "analysis.json"))
     if as_json:
         print_json(found)
-    else:
+    elif not json_lines:
         terminal.print_analysis(found)
         typer.echo(shown)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgedl.cli.show import JsonLines, Quiet
+
 if TYPE_CHECKING:
     from edgedl.loads import Asked
 
@@ -47,14 +49,17 @@ def bench(
     ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders are, for --on.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json_lines: JsonLines = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure exported files: latency, size and, with a recipe, the score."""
     from edgedl import benching, progress
     from edgedl import recipe as recipes
-    from edgedl.cli.show import print_json
+    from edgedl.cli.show import check_one_form, print_json
     from edgedl.loads import Asked
     from edgedl.report import answered, terminal
 
+    check_one_form(as_json, json_lines)
     if math.isnan(sustained):
         raise typer.BadParameter("give a number of seconds", param_hint="--sustained")
     counts, sizes = _numbers(threads, "--threads"), _numbers(batches, "--batches") if batches else ()
@@ -64,16 +69,17 @@ def bench(
         on = ["local"]
     if on:
         given = bool(vs or recipe or target or operators or (counts != (1,) and not sweep))
-        _on_devices(files, on, out, seconds, as_json, given, asked)
+        _on_devices(files, on, out, seconds, as_json, json_lines, quiet, given, asked)
         return
 
     task = recipes.load(recipe).task if recipe else None
     # What runtimes say while they load is no measurement.
-    with progress.display(), progress.diverted(Path(os.devnull)):
+    with progress.display(quiet or json_lines), progress.diverted(Path(os.devnull)):
         rows = benching.bench(files, vs, task, target, counts[0], seconds, operators, asked)
+    progress.emit("finished", exit_status=0)
     if as_json:
         print_json(rows)
-    else:
+    elif not json_lines:
         terminal.print_bench(rows)
         answered.show({row["file"]: row for row in rows})
 
@@ -92,7 +98,15 @@ def _is_run(path: Path, out: Path) -> bool:
 
 
 def _on_devices(
-    runs: list[Path], on: list[str], out: Path, seconds: float, as_json: bool, given: bool, asked: Asked
+    runs: list[Path],
+    on: list[str],
+    out: Path,
+    seconds: float,
+    as_json: bool,
+    json_lines: bool,
+    quiet: bool,
+    given: bool,
+    asked: Asked,
 ) -> None:
     """A run's files on one device after another; one that fails does not keep the others from it."""
     from edgedl import devices, on_device, progress
@@ -109,19 +123,22 @@ def _on_devices(
     folder = find_finished(str(runs[0]), out)
     found: list[dict[str, Any]] = []
     failed: list[EdgedlError] = []
-    with progress.display(), progress.diverted(Path(os.devnull)):
+    with progress.display(quiet or json_lines), progress.diverted(Path(os.devnull)):
         for where in on:
             try:
                 found.append(on_device.bench(folder, where, seconds, asked))
+                for row in found[-1]["rows"]:
+                    progress.emit("row", row={key: value for key, value in row.items() if key != "operators"})
             except EdgedlError as error:
                 failed.append(error)
     if found:
-        _show(folder, found, as_json)
+        _show(folder, found, as_json, json_lines)
     if failed:
         raise type(failed[0])("; ".join(dict.fromkeys(map(str, failed))))
+    progress.emit("finished", exit_status=0, folder=str(folder))
 
 
-def _show(folder: Path, found: list[dict[str, Any]], as_json: bool) -> None:
+def _show(folder: Path, found: list[dict[str, Any]], as_json: bool, json_lines: bool) -> None:
     from edgedl.cli.show import print_json
     from edgedl.core import MissingPackage
     from edgedl.report import answered, page, terminal
@@ -133,7 +150,7 @@ def _show(folder: Path, found: list[dict[str, Any]], as_json: bool) -> None:
         shown = f"report: {folder / 'devices'} (no HTML page: {error})"
     if as_json:
         print_json(found)
-    else:
+    elif not json_lines:
         terminal.print_devices(found)
         for device in found:
             answered.show({f"{row['variant']} on {row['target']}": row for row in device["rows"]})

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgedl.cli.show import JsonLines, Quiet
+
 if TYPE_CHECKING:
     from edgedl.recipe import Recipe
+    from edgedl.run import Run
 
 REFUSED = 3
 FAILED = 1
@@ -118,12 +121,17 @@ def compress(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 if a target keeps float because files were refused.")
     ] = False,
+    track: Annotated[
+        str | None, typer.Option(help="Also write the finished run to a tracker of experiments: mlflow.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the table.")] = False,
+    json_lines: JsonLines = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train, compress, export, measure and judge: what a recipe says, or your own network with --model and --data."""
-    from edgedl import plugins, progress
+    from edgedl import plugins, progress, tracking
     from edgedl import recipe as recipes
-    from edgedl.cli.show import print_json
+    from edgedl.cli.show import check_one_form, print_json
     from edgedl.core import MissingPackage, UsageError
 
     own = {
@@ -133,6 +141,7 @@ def compress(
         **{"--int8": int8, "--fp16": fp16, "--prune": prune, "--target": target, "--score-drop": score_drop},
         **{"--float-ops": float_ops, "--max-batch": max_batch, "--dynamic": dynamic},
     }
+    check_one_form(as_json, json_lines)
     if recipe is not None:
         if given := [option for option, value in {"--model": model, **own}.items() if value not in (None, False, [])]:
             raise UsageError(f"a recipe says it all: leave out {' and '.join(given)}, or change its file")
@@ -142,12 +151,14 @@ def compress(
     else:
         wanted, text = _own(model, own)
     plugins.require(wanted.targets)  # before the imports below, which need torch
+    if track is not None:
+        tracking.check(track)
     from edgedl import pipeline
     from edgedl.report import page, terminal
     from edgedl.run import read_report
 
     try:
-        with progress.display():
+        with progress.display(quiet or json_lines):
             run = pipeline.compress(wanted, text, out, fresh=fresh)
     except OSError as error:
         error.filename = error.filename or str(out)  # a full disk does not say which it is
@@ -157,17 +168,42 @@ def compress(
         shown = f"report: {page.write_page(report, run.folder)}"
     except MissingPackage as error:
         shown = f"report: {run.report} (no HTML page: {error})"
+    if track is not None:
+        _track(run, report)
+    status = _status(report, strict)
+    progress.emit("finished", exit_status=status, folder=str(run.folder), report=str(run.report))
     if as_json:
         print_json(report)
-    else:
+    elif not json_lines:
         terminal.print_report(report)
+        if status == FAILED:
+            typer.echo(f"log: {run.log}")
         typer.echo(shown)
-    statuses = {row["status"] for row in report["rows"]}
-    if "failed" in statuses:
-        raise typer.Exit(FAILED)
+    if status:
+        raise typer.Exit(status)
+
+
+def _track(run: Run, report: Mapping[str, Any]) -> None:
+    """The run is finished: what becomes of it elsewhere changes nothing about it."""
+    from edgedl import progress, tracking
+    from edgedl.core import EdgedlError
+
+    try:
+        with progress.diverted(run.log):
+            said = tracking.track(run.folder, report)
+        progress.emit("tracked", message=said)
+    except EdgedlError as error:
+        progress.emit("warning", message=str(error))
+        typer.echo(f"edgedl: warning: {error}", err=True)
+
+
+def _status(report: Mapping[str, Any], strict: bool) -> int:
+    if any(row["status"] == "failed" for row in report["rows"]):
+        return FAILED
     kept_float = {verdict["target"] for verdict in report["verdicts"] if verdict["ship"] in ("float", "none")}
     if strict and any(row["status"] == "refused" and row["target"] in kept_float for row in report["rows"]):
-        raise typer.Exit(REFUSED)
+        return REFUSED
+    return 0
 
 
 def _own(model: str, options: Mapping[str, Any]) -> tuple[Recipe, str]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from edgedl.cli.show import Quiet
+
 
 def deploy(
     run: Annotated[str, typer.Argument(help="A run's folder, or a recipe's name for its latest.")],
@@ -17,6 +19,7 @@ def deploy(
     to: Annotated[str | None, typer.Option(help="The folder there; local needs it.")] = None,
     out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Leave a file of a finished run on a device, with its passport, an example, and checksums."""
     from edgedl import deploying, devices, progress
@@ -25,7 +28,7 @@ def deploy(
 
     devices.check(on)
     folder = find_finished(run, out)
-    with progress.display(), progress.diverted(Path(os.devnull)):
+    with progress.display(quiet), progress.diverted(Path(os.devnull)):
         found = deploying.deploy(folder, on, target, variant, to)
     if as_json:
         print_json(found)

@@ -89,6 +89,8 @@ def main() -> None:
         from edgedl.core import EdgedlError
 
         if not isinstance(error, EdgedlError):
+            if log := _tell(f"{type(error).__name__}: {error}", 1):
+                print(f"edgedl: a mistake of edgedl's own; what went before is in {log}", file=sys.stderr)
             raise
         _fail(str(error), error.exit_status)
 
@@ -107,6 +109,7 @@ def _open_closed_streams() -> None:
 
 
 def _interrupted() -> None:
+    _tell("interrupted", INTERRUPTED)
     print(
         "edgedl: interrupted; finished steps are kept: run the same command to go on", file=sys.__stderr__, flush=True
     )
@@ -115,8 +118,18 @@ def _interrupted() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"edgedl: {message}", file=sys.stderr)
+    log = _tell(message, status)
+    print(f"edgedl: {message}{f' (log: {log})' if log else ''}", file=sys.stderr)
     sys.exit(status)
+
+
+def _tell(message: str, status: int) -> str | None:
+    """Lets whoever listens have the error; returns the log of the work that it ended, if there is one."""
+    from edgedl import progress
+
+    log = progress.failed_log()
+    progress.emit("error", exit_status=status, message=message, log=str(log) if log else None)
+    return str(log) if log else None
 
 
 if __name__ == "__main__":

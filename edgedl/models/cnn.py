@@ -26,6 +26,7 @@ class CNN(Network):
     hidden: PositiveInt = 128
     stride: Literal[1, 2] = 1
     look: Literal["everywhere", "anywhere"] = "everywhere"
+    """Whether it reads the whole map of features, or takes the largest of each, wherever it is."""
 
     def build(self, task: Classification) -> nn.Module:  # type: ignore[override]
         """A module (N, C, H, W) float32 -> logits (N, classes). Raises `UsageError` if pooling leaves no pixels."""

@@ -43,6 +43,7 @@ class ConvRecurrent(Network):
     hidden: PositiveInt = 64
     bidirectional: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of values that training leaves out."""
 
     def build(self, task: Frames) -> nn.Module:  # type: ignore[override]
         """A module (N, T, bands) float32 -> logits (N, T / stride, classes)."""

@@ -45,6 +45,7 @@ class Detector(Network):
     use: str = "detector"
     widths: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 96), min_length=3)
     head: PositiveInt = 48
+    """Channels of the head."""
 
     def build(self, task: Pictures) -> nn.Module:  # type: ignore[override]
         """A module (N, 3, H, W) -> heat (N, classes, H / 4, W / 4), boxes (N, 4, H / 4, W / 4). Raises `UsageError`."""

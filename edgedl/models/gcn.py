@@ -35,6 +35,7 @@ class GCN(Network):
     use: str = "gcn"
     hidden: PositiveInt = 16
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of values that training leaves out."""
 
     def build(self, task: Joined) -> nn.Module:  # type: ignore[override]
         """A module (N, n, F) float32 -> logits (N, n, classes)."""

@@ -21,6 +21,7 @@ class Given(Network):
 
     use: str = "given"
     kind: str
+    """Of which class the module is that was given from Python."""
     digest: str
 
     _net: nn.Module | None = PrivateAttr(default=None)

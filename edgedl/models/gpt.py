@@ -42,6 +42,7 @@ class GPT(Network):
     width: PositiveInt = 96
     heads: PositiveInt = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of values that training leaves out."""
 
     @model_validator(mode="after")
     def _heads_share(self) -> GPT:

@@ -19,7 +19,9 @@ class LeNet(Network):
 
     use: str = "lenet"
     widths: tuple[PositiveInt, PositiveInt] = (6, 16)
+    """Channels of the two convolutions."""
     hidden: tuple[PositiveInt, PositiveInt] = (120, 84)
+    """Units of the two hidden dense layers."""
 
     def build(self, task: Classification) -> nn.Module:  # type: ignore[override]
         """A module (N, C, H, W) float32 -> logits (N, classes). Raises `UsageError` if nothing is left to pool."""

@@ -24,9 +24,13 @@ class Adversarial(Step):
 
     use: str = "adversarial"
     epochs: PositiveInt = 50
+    """How often both go over the real images."""
     batch_size: PositiveInt = 64
+    """Images of one step of training."""
     lr: PositiveFloat = 5e-4
+    """The learning rate of both."""
     widths: tuple[PositiveInt, ...] = (32, 64)
+    """Channels of the judge's convolutions."""
 
     compresses: ClassVar[bool] = False
 

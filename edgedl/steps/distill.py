@@ -44,6 +44,7 @@ class Distill(TaughtStep):
 
     use: str = "distill"
     teacher: str | None = None
+    """A run, a step of one, or a model file, instead of the float network."""
     student: plugins.InnerNetwork | None = None
     epochs: PositiveInt = 5
     lr: PositiveFloat = 5e-4

@@ -63,7 +63,9 @@ class Prune(TaughtStep):
     precision: Literal["fp32", "int8"] = "fp32"
     round_to: PositiveInt = 8
     importance: Literal["taylor", "l1", "l2", "bn", "random"] = "taylor"
+    """By what channels are ranked: gradients times weights, the size of weights, scales of batch norms, or chance."""
     scope: Literal["global", "local"] = "global"
+    """Whether blocks compete for the share that goes, or each gives its own."""
     iterations: PositiveInt = 5
     epochs: NonNegativeInt = 1
     lr: PositiveFloat = 5e-4

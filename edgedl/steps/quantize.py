@@ -70,15 +70,20 @@ class Quantize(TaughtStep):
 
     use: str = "quantize"
     precision: Literal["int8", "int4", "fp16", "mixed"] = "int8"
+    """Bits of weights; `mixed` leaves the blocks in float that int8 harms most."""
     method: Literal["auto", "ptq", "qat", "dynamic", "weight-only"] = "auto"
+    """How: `auto` tries what the target has, and keeps the fastest that holds the score."""
     weight_bits: Literal[8, 4] = 8
+    """Of static weights."""
     calibrator: Literal["auto", "min-max", "percentile", "mse", "entropy"] = "auto"
+    """How ranges are found from histograms of activations; `auto` takes the best of all."""
     corrections: Literal["auto"] | tuple[Correction, ...] = "auto"
     group_size: Literal[16, 32, 64, 128] = 32
     epochs: PositiveInt = 5
     lr: PositiveFloat = 5e-4
     weight: Share = 0.7
     ranges: Literal["learned", "moving"] = "learned"
+    """Of `qat`: whether they are learned, or move with the data."""
     settle: Annotated[float, Field(ge=0, le=1)] = 0.5
     scheme: Literal["affine", "symmetric"] = "affine"
 

@@ -39,10 +39,14 @@ class Reinforce(Step):
 
     use: str = "reinforce"
     epochs: PositiveInt = 150
+    """How many steps of learning, each after `episodes` were played."""
     episodes: PositiveInt = 16
     lr: PositiveFloat = 1e-2
+    """The learning rate."""
     discount: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """What a reward is worth a move later."""
     entropy: NonNegativeFloat = 0.0
+    """How much the loss rewards not to be sure."""
 
     compresses: ClassVar[bool] = False
 

@@ -41,8 +41,10 @@ class Sparsify(TaughtStep):
 
     use: str = "sparsify"
     pattern: Literal["unstructured", "2:4"] = "unstructured"
+    """Which weights go: any, or two of every four."""
     sparsity: Share | None = None
     scope: Literal["global", "local"] = "global"
+    """Whether layers compete for the share that goes, or each gives its own."""
     ramp: Share = 0.5
     epochs: PositiveInt = 10
     lr: PositiveFloat = 5e-4

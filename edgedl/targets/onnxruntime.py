@@ -18,6 +18,7 @@ class OnnxRuntime(Target):
 
     use: str = "onnxruntime"
     threads: PositiveInt = 1
+    """Of the runtime."""
     max_batch: PositiveInt | None = None
     """With any, files take batches of any size."""
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PositiveInt
 
-from edgedl import dimensions
+from edgedl import dimensions, files
 from edgedl.core import BATCH, Artifact, MissingPackage, Model, Target, TargetError, Task
 from edgedl.engine import EngineSession, Range, build_engine, describe, timing_cache, write_engine
 from edgedl.gpu import find_gpu, why_no_gpu
@@ -63,7 +63,7 @@ class TensorRT(Target):
             versions["checked_by"] = describe(rtx)
         script = folder / "build.sh"
         script.write_text(build_script(model.sparse, profile(task, sizes, batch_size)))
-        script.chmod(0o755)
+        files.make_executable(script)
         tensorrt, gpu = _tensorrt(), find_gpu()
         if tensorrt is None or gpu is None:
             why = "tensorrt is not installed" if tensorrt is None else why_no_gpu()

@@ -43,6 +43,7 @@ class TFLite(Target):
 
     use: str = "tflite"
     threads: PositiveInt = 1
+    """Of the runtime."""
     max_batch: PositiveInt | None = None
     """With any, files take batches of any size, by `resize_tensor_input`."""
     metadata: bool = False

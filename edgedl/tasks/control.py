@@ -35,6 +35,7 @@ class Control(Classes):
     use: str = "control"
     environment: str = "CartPole-v1"
     episodes: PositiveInt = 100
+    """How many are played for a score."""
     metric: ClassVar[Metric] = Metric(name="mean return", unit="", higher_is_better=True)
 
     @property

@@ -50,11 +50,14 @@ TAUGHT = "taught:"
 class Parts(BaseModel):
     """Which part of the source each split is, where their names do not say it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     train: str | None = None
+    """What the training split is called there."""
     validation: str | None = None
+    """What the validation split is called there."""
     test: str | None = None
+    """What the test split is called there."""
 
 
 class _Given:
@@ -108,8 +111,10 @@ class Data(Task):
     columns: tuple[str, ...] = ()
     label_name: str | None = Field(default=None, alias="label")
     output_names: tuple[str, ...] = Field(default=("output",), alias="outputs", min_length=1)
+    """What the network's outputs are called, in order."""
     metric_name: str | None = Field(default=None, alias="metric")
     higher_is_better: bool = True
+    """Which way a metric of one's own goes."""
     loss_name: str | None = Field(default=None, alias="loss")
     teacher: plugins.InnerNetwork | None = None
     splits: Parts = Parts()
@@ -117,6 +122,7 @@ class Data(Task):
     standardize: bool = False
     size: tuple[PositiveInt, PositiveInt] | None = None
     channels: Literal[1, 3] = 3
+    """Of image files: 3 for colours, 1 for grey."""
     mean: tuple[float, ...] = ()
     std: tuple[Annotated[float, Field(gt=0)], ...] = ()
     layout: Literal["channels-first", "channels-last"] = "channels-first"

@@ -31,6 +31,7 @@ class Denoising(Task):
     folder: str | None = None
     size: int = Field(default=28, ge=8)
     colour: Literal["grey", "rgb"] = "grey"
+    """What images of a `folder` are read as."""
     noise: NonNegativeFloat = 0.3
     outputs: ClassVar[tuple[str, ...]] = ("restored",)
     metric: ClassVar[Metric] = Metric(name="PSNR", unit="dB", higher_is_better=True)

@@ -37,7 +37,9 @@ class Generation(Task):
     use: str = "generation"
     folder: str | None = None
     size: int = Field(default=28, ge=8)
+    """Height and width of images, in pixels."""
     colour: Literal["grey", "rgb"] = "grey"
+    """What images of a `folder` are read as."""
     noise: PositiveInt = 64
     outputs: ClassVar[tuple[str, ...]] = ("image",)
     metric: ClassVar[Metric] = Metric(name="Fréchet distance", unit="", higher_is_better=False)

@@ -43,6 +43,7 @@ class Keywords(Classification):
     folder: str | None = None
     words: tuple[str, ...] = Field(default=WORDS, min_length=1)
     mels: int = Field(default=20, ge=8, le=80)
+    """Bands of the spectrogram."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]

@@ -46,6 +46,7 @@ class Language(Task):
     folder: str | None = None
     pattern: str = "*.txt"
     context: Annotated[int, Field(ge=2)] = 96
+    """How many tokens the network sees."""
     prompt: Annotated[int, Field(ge=1)] = 48
     temperature: NonNegativeFloat = 0.5
     outputs: ClassVar[tuple[str, ...]] = ("logits",)

@@ -54,6 +54,7 @@ class MachineSound(Task):
     use: str = "machine-sound"
     folder: str | None = None
     bands: int = Field(default=128, ge=8, le=256)
+    """Of the spectrogram."""
     outputs: ClassVar[tuple[str, ...]] = ("restored",)
     metric: ClassVar[Metric] = Metric(name="AUROC", unit="fraction", higher_is_better=True)
 

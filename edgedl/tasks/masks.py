@@ -43,6 +43,7 @@ class Masks(Task):
     folder: str | None = None
     size: int = Field(default=48, ge=16)
     classes: int = Field(default=1 + len(THINGS), ge=2, le=256)
+    """How many, the background among them."""
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     metric: ClassVar[Metric] = Metric(name="mean IoU", unit="fraction", higher_is_better=True)
 

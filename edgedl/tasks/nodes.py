@@ -50,6 +50,7 @@ class Nodes(Task):
 
     use: str = "nodes"
     graph: Literal["blocks", "karate"] = "blocks"
+    """The one to take without a folder: drawn by chance in blocks, or Zachary's karate club."""
     edges: str | None = None
     features: str | None = None
     labels: PositiveInt = 20

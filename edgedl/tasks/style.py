@@ -58,6 +58,7 @@ class Style(Task):
     style: str | None = None
     vgg: str | None = None
     size: int = Field(default=64, ge=16, multiple_of=8)
+    """Height and width of images, in pixels."""
     content: PositiveFloat = 1.0
     outputs: ClassVar[tuple[str, ...]] = ("styled",)
     metric: ClassVar[Metric] = Metric(name="content and style loss", unit="", higher_is_better=False)

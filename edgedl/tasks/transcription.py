@@ -53,7 +53,9 @@ class Transcription(Task):
     folder: str | None = None
     seconds: PositiveFloat = 1.8
     mels: int = Field(default=20, ge=8, le=80)
+    """Bands of the spectrogram."""
     hop_ms: int = Field(default=20, ge=5, le=30)
+    """From one column of the spectrogram to the next, in milliseconds."""
     outputs: ClassVar[tuple[str, ...]] = ("logits",)
     metric: ClassVar[Metric] = Metric(name="word error rate", unit="fraction", higher_is_better=False)
 

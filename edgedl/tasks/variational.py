@@ -38,7 +38,9 @@ class Variational(Task):
     folder: str | None = None
     size: int = Field(default=28, ge=8)
     colour: Literal["grey", "rgb"] = "grey"
+    """What images of a `folder` are read as."""
     code: PositiveInt = 16
+    """How many numbers an image is put into."""
     outputs: ClassVar[tuple[str, ...]] = ("restored", "mean", "spread")
     metric: ClassVar[Metric] = Metric(name="ELBO", unit="nats", higher_is_better=True)
 
