@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from edgedl.progress import Event, Listener
@@ -44,20 +45,28 @@ class _Done(ProgressColumn):
         return Text(f"{int(task.completed + 1e-6):{len(str(total))}d}/{total}", style="progress.download")
 
 
+class _Figures(ProgressColumn):
+    """What comes last, and is cut where a line is too narrow for all."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def bars() -> Iterator[Listener]:
     """Yields the listener that shows a line a stage, with what is done and how long the rest will take."""
     # Its own descriptor: `progress.diverted` points the process's stderr elsewhere meanwhile.
     with os.fdopen(os.dup(sys.__stderr__.fileno()), "w") as stream:  # type: ignore[union-attr]
+        console = _console(stream)
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            _Done(),
-            TimeElapsedColumn(),
-            _Left(),
-            TextColumn("{task.fields[figures]}"),
+            BarColumn(bar_width=12 if console.width >= 100 else 4, table_column=Column(no_wrap=True)),
+            _Done(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            _Left(table_column=Column(no_wrap=True)),
+            _Figures(),
         )
-        shown = Progress(*columns, console=_console(stream), redirect_stdout=False, redirect_stderr=False)
+        shown = Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False)
         tasks: dict[int, TaskID] = {}
 
         def listen(event: Event) -> None:
