@@ -98,8 +98,6 @@ def _searched(value: Any) -> Range | tuple[Any, ...]:
             raise ValueError(key + first["msg"].removeprefix("Value error, ")) from error
     if not isinstance(value, list) or len(value) < 2:
         raise ValueError("needs a list of two values or more, or { low = ..., high = ... }")
-    if any(entry in value[:index] for index, entry in enumerate(value)):
-        raise ValueError("the list has a value twice")
     return tuple(value)
 
 

@@ -93,6 +93,9 @@ class Space:
         """Raises `RecipeError` where a path leads nowhere, or the recipe is none with one of its values."""
         written = self.written
         for path, found in self.paths.items():
+            texts = [] if isinstance(found, Range) else [recipes.value(value) for value in found]
+            if twice := next((text for text in texts if texts.count(text) > 1), None):
+                self._wrong(path, f"{twice} stands twice in the list")
             inside = {other for other in self.paths if other != path and self._in(other, path)}
             for value in (found.low, found.high) if isinstance(found, Range) else found:
                 values = {other: given for other, given in written.items() if other not in inside}

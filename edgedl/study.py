@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STARTUP = 8
 """So many trials by chance before the sampler has enough to go by."""
-MAX_REPEATS = 100
+MAX_REPEATS = 50
 """So many proposals in a row that were tried before: then all has been, or as good as."""
 UNMET = 1e6
 """Stands in the database for a limit on what is not known."""

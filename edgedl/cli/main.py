@@ -29,7 +29,8 @@ app = typer.Typer(
     help="Compress PyTorch models for small devices, and measure the very files that ship.",
     epilog=(
         "Exit status: 0 done, 1 a target failed, or no file meets --pick or a search's limits, "
-        "2 wrong usage or recipe, 3 with --strict a target keeps float as files were refused, 130 interrupted (run again to go on)."
+        "2 wrong usage or recipe, 3 with --strict a target keeps float as files were refused, "
+        "130 interrupted (run again to go on)."
     ),
     no_args_is_help=True,
     add_completion=False,
