@@ -59,7 +59,7 @@ def search(
         raise UsageError("give --trials or --budget: when is it to end?")
     seconds = None if budget is None else _seconds(budget)
     goal = searching.goal(recipe, target, objective, limit)
-    plugins.require(goal.space.recipe.needed_targets)
+    plugins.require(target for target in goal.space.recipe.needed_targets if target.label == goal.target)
     from edgedl.study import Study, database
     from edgedl.workers import OnRay, Processes, Workers
 
