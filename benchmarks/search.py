@@ -90,7 +90,7 @@ def point(trial: Trial) -> Row:
 def table(rows: list[Row]) -> str:
     """A line for each search, and below it its front."""
     lines = [
-        "| recipe | workers | done, stopped, failed | trials an hour | score, latency as written | trials that dominate it |",
+        "| recipe | workers | done, stopped, failed | trials an hour | score, latency as written | that dominate it |",
         f"|{' --- |' * 6}",
     ]
     for row in rows:

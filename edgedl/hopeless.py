@@ -81,7 +81,8 @@ class Judge:
             value = best.value(limit.name)
             if value is not None and not limit.is_met(best):
                 raise Hopeless(f"stopped after {step}: {limit.name} {value:.4g} at best, {self._by(limit.name)}", best)
-        for trial in self.earlier:
+        known = all(best.value(name) is not None for name in self.objectives)
+        for trial in self.earlier if known else ():
             if trial.is_met and dominates(self._costs(trial.figures), self._costs(best)):
                 by = ", ".join(f"{name} {best.value(name):.4g}" for name in self.objectives)
                 raise Hopeless(f"stopped after {step}: at best {by}, and trial {trial.number} is better", best)
@@ -91,7 +92,7 @@ class Judge:
         higher = self.metric.higher_is_better
         sign = 1 if higher else -1
         gains = [sign * (score - other.score) for other, found in alike if (score := found.value("score")) is not None]
-        score = early.score + sign * max(gains, default=float("inf"))
+        score = early.score + sign * max(gains) if gains else None
 
         def least(name: str, now: float, before: Sequence[float]) -> float | None:
             values = [found.value(name) for _, found in alike]
@@ -102,7 +103,7 @@ class Judge:
         return Figures(
             {
                 "score": score,
-                "drop": self.metric.drop(self.reference, score),
+                "drop": None if score is None else self.metric.drop(self.reference, score),
                 "latency": least("latency", early.macs, macs),
                 "energy": least("energy", early.macs, macs),
                 "size": least("size", early.parameters, [other.parameters for other, _ in alike]),

@@ -30,7 +30,7 @@ STARTUP = 8
 MAX_REPEATS = 50
 """So many proposals in a row that were tried before: then all has been, or as good as."""
 UNMET = 1e6
-"""Stands in the database for a limit on what is not known."""
+"""Stands in the database for what is not known."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Trial:
     def in_words(self) -> str:
         if self.state == "done":
             return f"misses {', '.join(self.missed)}" if self.missed else "ok"
-        return f"{self.state}: {self.reason}" if self.state == "failed" else self.reason or self.state
+        said = (self.reason or self.state).partition("\n")[0]
+        return f"failed: {said}" if self.state == "failed" else said
 
 
 class Study:
@@ -226,8 +227,10 @@ class Study:
         value = trial.figures.value(name) if trial.state == "done" else None
         if value is not None:
             return value
-        seen = [found for other in self.trials() if (found := other.figures.value(name)) is not None]
-        return min(seen) if name == "score" and self.goal.metric.higher_is_better else max(seen)
+        done = [other.figures for other in self.trials() if other.state == "done"]
+        seen = [found for figures in done if (found := figures.value(name)) is not None]
+        worst = min if name == "score" and self.goal.metric.higher_is_better else max
+        return worst(seen, default=UNMET)
 
     def _frozen(self, number: int) -> optuna.trial.FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]

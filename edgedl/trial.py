@@ -135,7 +135,3 @@ def main(arguments: Sequence[str]) -> None:
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     work(sys.stdin, results)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -20,6 +20,8 @@ from edgedl import plugins
 from edgedl.core import MissingPackage, UsageError
 
 Job = Mapping[str, Any]
+WORK = "import sys; sys.path.append(sys.path.pop(0)); from edgedl.trial import main; main(sys.argv[1:])"
+"""What a worker runs. Modules of one's own are looked for in its folder last, as `edgedl` does."""
 RAY_RETRIES = 3
 """How often Ray starts a task again whose node or process was lost."""
 
@@ -121,7 +123,7 @@ class Processes:
         with self.log.open("ab") as log:
             worker = _Process(
                 subprocess.Popen(
-                    [sys.executable, "-m", "edgedl.trial", *map(str, cores)],
+                    [sys.executable, "-c", WORK, *map(str, cores)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,

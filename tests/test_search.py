@@ -121,6 +121,12 @@ def test_values_make_an_ordinary_recipe_and_the_first_are_its_own(tmp_path):
     assert "search" not in text
     other, _ = found.recipe_of({"steps.prune": False}, "small-0001")
     assert (other.name, [step.use for step in other.steps]) == ("small-0001", ["train", "quantize"])
+    student = searched('"steps.distill.student.widths" = [[16], [8]]').replace(
+        '{ use = "prune", ratio = 0.3',
+        '{ use = "distill", student = { use = "mlp", widths = [16] } },\n  { use = "prune", ratio = 0.3',
+    )
+    taught, _ = space_of(student, tmp_path).recipe_of({"steps.distill.student.widths": [8]}, "x")
+    assert taught.steps[1].student.widths == (8,)
     wide = space_of(searched('"model.widths" = [[32, 16], [24, 16]]'), tmp_path)
     assert wide.recipe_of({"model.widths": [24, 16]}, "x")[0].model.widths == (24, 16)
 
@@ -508,4 +514,5 @@ def test_a_trial_says_what_came_of_it():
     nothing = Figures({}, True)
     assert Trial(0, "x", {}, "running", nothing).in_words == "running"
     assert Trial(0, "x", {}, "done", nothing, missed=["size<1kB"]).in_words == "misses size<1kB"
+    assert Trial(0, "x", {}, "failed", nothing, "yours:\n  File").in_words == "failed: yours:"
     assert Trial(0, "x", {}, "stopped", nothing, "stopped after train: no").in_words == "stopped after train: no"

@@ -19,7 +19,7 @@ NUM_LATEST = 8
 
 def live(study: Study, running: Mapping[int, str]) -> Table:
     """The front, the latest of all others, and what runs."""
-    trials, front = study.trials(), study.front()
+    trials, front = [trial for trial in study.trials() if trial.state != "interrupted"], study.front()
     chosen = {trial.number for trial in front} | set(running)
     chosen |= {trial.number for trial in [other for other in trials if other.number not in chosen][-NUM_LATEST:]}
     return table(study, [trial for trial in trials if trial.number in chosen], running)
@@ -55,8 +55,9 @@ def notes(study: Study) -> list[str]:
     told = ", ".join(f"{count} {state}" for state, count in counts if count)
     said = [
         f"target {study.goal.target}; score: {metric.name}, {better}; limits: {limits}; trials: {told or 'none'}",
-        f"* no other that meets the limits is as good in {good} and better in one of them",
     ]
+    if study.front():
+        said.append(f"* no other that meets the limits is as good in {good} and better in one of them")
     if any(trial.state == "stopped" for trial in trials):
         said.append(
             "stopped: not converted and measured, since nothing could come of it if it were as lucky as the luckiest "
