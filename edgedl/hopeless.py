@@ -43,9 +43,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Early:
-    """A network after a step: its score over validation data, its multiply-accumulates and its parameters."""
+    """A network after a step: its score over validation data, its multiply-accumulates and its parameters.
 
-    score: float
+    Where it is still to be trained on its score says nothing, and is left out: the worse, the more can be made good.
+    """
+
+    score: float | None
     macs: float
     parameters: float
 
@@ -91,8 +94,9 @@ class Judge:
         """The best figures that fit what came of others: scores by the highest gain, all else by the lowest ratio."""
         higher = self.metric.higher_is_better
         sign = 1 if higher else -1
-        gains = [sign * (score - other.score) for other, found in alike if (score := found.value("score")) is not None]
-        score = early.score + sign * max(gains) if gains else None
+        pairs = [(found.value("score"), other.score) for other, found in alike]
+        gains = [sign * (score - before) for score, before in pairs if score is not None and before is not None]
+        score = early.score + sign * max(gains) if gains and early.score is not None else None
 
         def least(name: str, now: float, before: Sequence[float]) -> float | None:
             values = [found.value(name) for _, found in alike]

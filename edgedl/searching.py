@@ -20,8 +20,8 @@ SCHEMA = 1
 """Version of `search.json`; it rises when a key changes its meaning or goes."""
 ATTEMPTS = 2
 """How often a trial is begun whose worker is lost: what killed it may have had nothing to do with it."""
-TICK = 0.5
-"""Seconds between two looks at the clock."""
+TICK = 5.0
+"""Seconds between two looks at the table while nothing happens; what happens is seen at once."""
 
 Show = Callable[[Study, Mapping[int, str]], None]
 """Is shown the trials, and of those that run what they have done."""

@@ -42,7 +42,7 @@ def run(job: Mapping[str, Any], root: Path, say: Say = lambda doing: None) -> di
         def watch(step: Step, model: Model) -> None:
             say(f"{step.label} done")
             if not step.final:  # what a network that was trained for its grids does without them says nothing
-                early[step.label] = _early(model, recipe)
+                early[step.label] = _early(model, recipe, step)
                 if judge is not None:
                     judge.watch(step.label, early[step.label])
 
@@ -64,8 +64,11 @@ def run(job: Mapping[str, Any], root: Path, say: Say = lambda doing: None) -> di
     }
 
 
-def _early(model: Model, recipe: Recipe) -> Early:
-    score = evaluate(TorchSession(model.net, recipe.task), recipe.task, "validation").score
+def _early(model: Model, recipe: Recipe, step: Step) -> Early:
+    place = next(index for index, other in enumerate(recipe.steps) if other is step)
+    score = None
+    if not any(later.learns and not later.final for later in recipe.steps[place + 1 :]):
+        score = evaluate(TorchSession(model.net, recipe.task), recipe.task, "validation").score
     macs = counting.macs(model.net, example_inputs(recipe.task, 1))
     return Early(score, macs, counting.num_parameters(model.net))
 

@@ -321,6 +321,8 @@ def earlier(number: int, gain: float, is_met: bool = True) -> Earlier:
         (Early(0.91, 1e6, 5e3), "size<0.9kB", "stopped after train: size 1000 at best, by its parameters"),
         (Early(0.80, 2e6, 9e3), "drop<=0.5", "at best score 0.81, latency 0.2, and trial 0 is better"),
         (Early(0.80, 0.5e6, 5e3), "drop<=0.5", None),  # half of the work may take half of the time
+        (Early(None, 9e6, 5e3), "drop<=0.01", None),  # it is to be trained on
+        (Early(None, 1e6, 5e3), "latency<0.05ms", "latency 0.1 at best, by its multiply-accumulates"),
         (Early(0.91, 1e6, 5e3), "speedup>9", None),  # of which nothing is known early
     ],
 )
@@ -346,12 +348,13 @@ def test_as_long_as_few_trials_are_known_none_is_stopped():
 def test_a_hopeless_trial_is_stopped_before_it_is_converted_and_says_so(searched_in, tmp_path):
     study = study_in(searched_in)
     _, text = study.goal.space.recipe_of(FIRST, "hopeless", targets=[{"use": "onnxruntime"}])
-    like = {"train": {"score": 0.9, "macs": 1.0, "parameters": 1.0}}
+    like = {step: {"score": 0.9, "macs": 1.0, "parameters": 1.0} for step in ("train", "prune")}
     known = {"number": 7, "early": like, "figures": {"score": 0.9, "size": 900.0}, "is_met": True}
     job = {"name": "hopeless", "recipe": text, "objectives": ["score", "size"], "limits": [], "reference": 0.9}
     result = trial.run({**job, "earlier": [known] * LEAST}, tmp_path)
     assert result["state"] == "stopped"
-    assert "stopped after train: at best score" in result["reason"]
+    assert "stopped after prune: at best score" in result["reason"]  # after train, its score says nothing yet
+    assert (result["early"]["train"]["score"], result["early"]["train"]["parameters"] > 0) == (None, True)
     assert not list(tmp_path.glob("*/*/targets"))
     number = study.ask().number
     told = study.tell(number, result)
