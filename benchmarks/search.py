@@ -38,7 +38,7 @@ def main() -> None:
     for recipe in options.recipes:
         for workers in options.workers:
             if not any((row["recipe"], row["workers"]) == (recipe, workers) for row in rows):
-                rows.append(searched(recipe, workers, options.budget, options.cache / f"{recipe}-{workers}"))
+                rows.append(searched(recipe, workers, options.budget, options.cache / f"{Path(recipe).stem}-{workers}"))
                 write(options.results, rows)
     options.results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
 
