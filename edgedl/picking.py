@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from edgedl import plugins
 from edgedl.comparison import OBJECTIVES, File, Group
@@ -32,8 +32,16 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 NUMBER = r"-?(?:[0-9]{1,15}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})(?![0-9.])"
 UNIT = r"(?:[A-Za-z%\u00b5\u03bc]+(?![A-Za-z%])(?!\s*[<>]))?"
 """No more than letters, and not the name of the next limit where a comma is missing."""
+ALIASES = {"score_drop": "drop"}
+"""As recipes call it."""
 SETTLES = {"drop": "score", "speedup": "latency"}
 """Limits that are on an objective by another name."""
+
+
+class Measured(Protocol):
+    """Whatever has figures: a file, or a trial of a search."""
+
+    def value(self, name: str) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,11 @@ class Limit:
     """As it was written."""
     percent: bool = False
 
-    def is_met(self, file: File) -> bool:
+    def is_met(self, file: Measured) -> bool:
         value = file.value(self.name)
         return value is not None and OPERATORS[self.sign](value, self.bound)
 
-    def miss(self, file: File) -> float:
+    def miss(self, file: Measured) -> float:
         """By which share of the limit a file misses it; 0 if it does not, infinite where its value is not known."""
         value = file.value(self.name)
         if value is None:
@@ -76,12 +84,20 @@ class Pick:
         return self.file is not None and not self.missed
 
 
-def parse(text: str) -> list[Limit]:
-    """The limits, separated by commas. Raises `UsageError`, which names the character that is wrong."""
+def parse(text: str, option: str = "--pick") -> list[Limit]:
+    """The limits given with an option, separated by commas. Raises `UsageError` with the character that is wrong."""
+    try:
+        return _parsed(text)
+    except UsageError as error:
+        raise UsageError(f"{option} {error}") from error
+
+
+def _parsed(text: str) -> list[Limit]:
     limits, at = [], 0
     while True:
         start = at
         name, at = _token(text, at, r"[A-Za-z_-]+", f"the name of a figure: {_listed(UNITS)}")
+        name = ALIASES.get(name, name)
         if name not in UNITS:
             _wrong(text, at - len(name), f'no figure "{name}"; {plugins.nearest(name, UNITS)}')
         sign, at = _token(text, at, "[<>]=?", f"{_listed(OPERATORS)} behind {name}")
@@ -105,10 +121,14 @@ def check(limits: Sequence[Limit], groups: Sequence[Group]) -> None:
         raise UsageError(
             f"--pick is for runs of one task and metric, and these are {'; '.join(exams)}: give runs of one"
         )
+    check_units(limits, groups[0].metric["name"], groups[0].metric["unit"])
+
+
+def check_units(limits: Sequence[Limit], metric: str, unit: str, option: str = "--pick") -> None:
+    """Refuses a share of 100 % of what is none. Raises `UsageError`."""
     for limit in limits:
-        unit = groups[0].metric["unit"]
         if limit.percent and unit != "fraction":
-            raise UsageError(f"--pick: {limit.text}: {groups[0].metric['name']} is no share of 100 %: leave out the %")
+            raise UsageError(f"{option}: {limit.text}: {metric} is no share of 100 %: leave out the %")
 
 
 def pick(group: Group, limits: Sequence[Limit]) -> Pick:
@@ -157,7 +177,7 @@ def _token(text: str, at: int, pattern: str, wanted: str) -> tuple[str, int]:
 
 
 def _wrong(text: str, at: int, said: str) -> NoReturn:
-    raise UsageError(f"--pick {json.dumps(text, ensure_ascii=False)}: character {at + 1}: {said}")
+    raise UsageError(f"{json.dumps(text, ensure_ascii=False)}: character {at + 1}: {said}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -17,10 +17,11 @@ from edgedl.run import Run
 from edgedl.stages import Variant
 
 
-def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Run:
+def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False, watch: stages.Watch | None = None) -> Run:
     """Trains, compresses, exports, measures and judges; returns the finished run.
 
     `source` is the recipe's text, kept in the run. With `fresh`, no step is taken from earlier runs.
+    `watch` sees what each step that learns has made, and may end the run there by raising.
     What fails for one target is a row of the report with its reason; the others go on.
     Raises `UsageError` before anything expensive, and whatever a step raises.
     """
@@ -34,7 +35,7 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     run = Run.create(recipe, source, root)
     progress.emit("run", folder=str(run.folder), recipe=recipe.name)
     with progress.diverted(run.log):
-        variants = stages.apply_steps(recipe, run, root, fresh)
+        variants = stages.apply_steps(recipe, run, root, fresh, watch)
         report = document.begin(recipe, {variant.name: variant.model for variant in variants}, baseline)
         unlearned = gate.why_unlearned(variants[0].source.score, task.metric, baseline)
         if unlearned:

@@ -8,9 +8,19 @@ import sys
 from collections.abc import Mapping
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, TypeAlias, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from edgedl import plugins
 from edgedl.core import Bench, Limits, Network, Part, RecipeError, Step, Target, Task, UsageError
@@ -32,6 +42,71 @@ FOREIGN = {
     "properties": {"use": {"type": "string", "pattern": ":"}},
     "required": ["use"],
 }
+
+
+class Range(BaseModel):
+    """The numbers from `low` to `high`, whole ones if both are: all alike, or their logarithms; or in strides."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    low: int | FiniteFloat
+    high: int | FiniteFloat
+    log: bool = False
+    step: int | FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low} has to be less than high = {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs a low above 0, not {self.low}")
+        if self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        if self.step is not None and (self.step <= 0 or (self.whole and not isinstance(self.step, int))):
+            raise ValueError(f"step = {self.step} has to be {'a whole number ' if self.whole else ''}above 0")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def holds(self, number: float) -> bool:
+        """Whether a number is one of its."""
+        if not self.low <= number <= self.high or (self.whole and not isinstance(number, int)):
+            return False
+        strides = 0.0 if self.step is None else (number - self.low) / self.step
+        return abs(strides - round(strides)) < 1e-6
+
+    def rounded(self, number: float) -> float:
+        """A number of its with few digits, so that recipes can be read."""
+        if self.whole:
+            return round(number)
+        return min(max(float(f"{number:.4g}"), float(self.low)), float(self.high))
+
+
+def _searched(value: Any) -> Range | tuple[Any, ...]:
+    if isinstance(value, dict):
+        if "low" not in value and "high" not in value:
+            raise ValueError(
+                'needs low and high; a path stands in quotes: "steps.prune.ratio" = { low = 0.3, high = 0.8 }'
+            )
+        try:
+            return Range.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = f"{first['loc'][0]}: " if first["loc"] else ""
+            raise ValueError(key + first["msg"].removeprefix("Value error, ")) from error
+    if not isinstance(value, list) or len(value) < 2:
+        raise ValueError("needs a list of two values or more, or { low = ..., high = ... }")
+    return tuple(value)
+
+
+Searched: TypeAlias = Annotated[
+    Any,
+    PlainValidator(_searched),
+    WithJsonSchema({"anyOf": [{"type": "array", "minItems": 2}, Range.model_json_schema()]}),
+]
+"""What a value may be in a search: one of a list, or a number of a range."""
 
 
 class Recipe(BaseModel):
@@ -57,6 +132,8 @@ class Recipe(BaseModel):
     """What may ship."""
     bench: Bench = Bench()
     """How latency is measured."""
+    search: dict[str, Searched] = Field(default={}, exclude=True)
+    """What `edgedl search` may vary, by path (`edgedl/space.py`); nothing else reads it."""
 
     @property
     def needed_targets(self) -> tuple[Target, ...]:
@@ -223,7 +300,7 @@ def _check_texts(given: Any, location: Location, text: str, file: Path) -> None:
     for key, entry in inside:
         _check_texts(entry, (*location, key), text, file)
     if isinstance(given, str) and "\0" in given:
-        raise RecipeError(f"{_place(file, text, location)}: holds a NUL character: {given!r}; leave it out")
+        raise RecipeError(f"{place(file, text, location)}: holds a NUL character: {given!r}; leave it out")
 
 
 def _key(name: str) -> str:
@@ -274,18 +351,18 @@ def _parts(key: str, value: Any, text: str, file: Path) -> Part | tuple[Part, ..
     if key not in SEVERAL:
         return _part(PARTS[key], value, (key,), text, file)
     if not isinstance(value, list):
-        raise RecipeError(f'{_place(file, text, (key,))}: needs an array of tables: {key} = [{{ use = "..." }}]')
+        raise RecipeError(f'{place(file, text, (key,))}: needs an array of tables: {key} = [{{ use = "..." }}]')
     return tuple(_part(PARTS[key], entry, (key, index), text, file) for index, entry in enumerate(value))
 
 
 def _part(kind: plugins.Kind, entry: Any, location: Location, text: str, file: Path) -> Part:
     if not isinstance(entry, dict) or not isinstance(entry.get("use"), str):
-        raise RecipeError(f'{_place(file, text, location)}: needs a table with use = "...", one of: '
+        raise RecipeError(f'{place(file, text, location)}: needs a table with use = "...", one of: '
                           f"{', '.join(plugins.names(kind))}")  # fmt: skip
     try:
         found = plugins.load(kind, entry["use"])
     except UsageError as error:
-        raise RecipeError(f"{_place(file, text, (*location, 'use'))}: {error}") from error
+        raise RecipeError(f"{place(file, text, (*location, 'use'))}: {error}") from error
     for key, inner in NESTED.items():
         field = found.model_fields.get(key)
         if key in entry and field and _holds(field.annotation, plugins.BASES[inner]):
@@ -318,7 +395,7 @@ def _validated(model: type[BaseModel], table: Any, location: Location, text: str
             message = "this key is missing"
         elif not isinstance(first["input"], dict | list | tuple):
             message += f", not {first['input']!r}"
-        raise RecipeError(f"{_place(file, text, where)}: {message}") from error
+        raise RecipeError(f"{place(file, text, where)}: {message}") from error
 
 
 def _keys(model: type[BaseModel], loc: Location) -> list[str]:
@@ -331,7 +408,7 @@ def _keys(model: type[BaseModel], loc: Location) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _place(file: Path, text: str, location: Location) -> str:
+def place(file: Path, text: str, location: Location) -> str:
     """`file:line: steps[2].ratio`; what the text does not hold stands where its table does."""
     shown = ""
     for key in location:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
     from edgedl.quantize.simulate import Quantization
+
+Watch: TypeAlias = Callable[[Step, Model], None]
+"""Is shown what each step that learns has made; what it raises ends the run."""
 
 SPLITS: tuple[Split, ...] = ("train", "calibration", "validation", "test")
 
@@ -70,7 +74,7 @@ def _suited(model: str, task: str) -> str:
     return "; ".join(said + ([f"model {model} with task {' or '.join(tasks)}"] if tasks else []))
 
 
-def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Variant]:
+def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool, watch: Watch | None = None) -> list[Variant]:
     """The variants to export: the network before the first compressing step and, if there is one, after the last.
 
     A step whose key is found among the runs under `root` takes its weights from there, unless `fresh`.
@@ -90,6 +94,8 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool) -> list[Varia
         before, model = model, _reused(model, index, recipe, kept) if kept else step.apply(model, recipe.task)
         _check_zeros(before, model, step)
         run.save_step(index, model, key)
+        if watch and step.learns:
+            watch(step, model)
         if variants:
             variants[1] = _compressed(variants[1], model, step, recipe.task)
     return variants or [_reference(model, recipe.task)]

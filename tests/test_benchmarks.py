@@ -12,7 +12,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import auto, catalogue, environments, families, latency, networks, pruning, quantization, table, zoo
+from benchmarks import (
+    auto,
+    catalogue,
+    environments,
+    families,
+    latency,
+    networks,
+    pruning,
+    quantization,
+    search,
+    table,
+    zoo,
+)
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.networks import LSTM, SUBJECTS, DigitRows, Subject
 from benchmarks.peers import edgedl as ours
@@ -441,3 +453,13 @@ def test_a_file_is_slowed_by_as_much_as_is_said():
     start = time.perf_counter_ns()
     assert slowed.run({"x": 3}) == {"y": 3}
     assert time.perf_counter_ns() - start >= 100_000 + slowed.wait_ns
+
+
+def test_a_search_s_table_says_how_many_trials_dominate_the_recipe_as_it_is_written():
+    point = {"trial": 0, "values": {}, "score": 0.9, "latency": 0.05}
+    found = {"recipe": "small", "workers": 2, "seconds": 3600.0, "trials": {"done": 5, "stopped": 2, "failed": 1}}
+    text = search.table(
+        [found | {"per_hour": 7.0, "written": point, "front": [point | {"trial": 4}], "dominates": [4]}]
+    )
+    assert "| small | 2 | 5, 2, 1 | 7.0 | 0.9000, 50.0 µs | 1 |" in text
+    assert "- trial 4: 0.9000, 50.0 µs" in text

@@ -48,6 +48,10 @@ ALL_OPTIONS = {
     "compare": {
         "--help", "-h", "RUNS", "--out", "--json", "--pick", "--target", "--device", "--format", "--html",
     },
+    "search": {
+        *("--help", "-h", "RECIPE", "--trials", "--budget", "--objective", "--limit", "--target", "--workers"),
+        *("--on", "--storage", "--measure-all", "--out", "--json"),
+    },
     "inspect": {"--help", "-h", "WHAT", "--out", "--json"},
     "report": {"--help", "-h", "RUN", "--out", "--json"},
     "recipes": {"--help", "-h"},

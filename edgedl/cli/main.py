@@ -11,13 +11,27 @@ from typing import Annotated
 
 import typer
 
-from edgedl.cli import analyze, bench, compare, compress, deploy, devices, doctor, init, inspect, recipes, reports
+from edgedl.cli import (
+    analyze,
+    bench,
+    compare,
+    compress,
+    deploy,
+    devices,
+    doctor,
+    init,
+    inspect,
+    recipes,
+    reports,
+    search,
+)
 
 app = typer.Typer(
     help="Compress PyTorch models for small devices, and measure the very files that ship.",
     epilog=(
-        "Exit status: 0 done, 1 a target failed, or no file meets --pick, 2 wrong usage or recipe, "
-        "3 with --strict a target keeps float as files were refused, 130 interrupted (run again to go on)."
+        "Exit status: 0 done, 1 a target failed, or no file meets --pick or a search's limits, "
+        "2 wrong usage or recipe, 3 with --strict a target keeps float as files were refused, "
+        "130 interrupted (run again to go on)."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -30,6 +44,7 @@ app.command()(analyze.analyze)
 app.command()(bench.bench)
 app.command()(deploy.deploy)
 app.command()(compare.compare)
+app.command()(search.search)
 app.command()(reports.report)
 app.command()(inspect.inspect)
 app.add_typer(recipes.app, name="recipes")
