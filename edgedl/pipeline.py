@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedl import gate, graphs, ladder, measure, plugins, progress, stages, stats
+from edgedl import building, checkpoint, gate, ladder, measure, plugins, progress, stages, stats
 from edgedl.core import EdgedlError, Target
 from edgedl.devices import local
 from edgedl.graph_session import Call, Replay, open_files
@@ -31,8 +31,7 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Ru
     for step in recipe.steps:
         step.sources()
     stages.check(recipe)
-    run = Run.create(recipe, source, root)
-    with progress.diverted(run.log):
+    with Run.started(recipe, source, root, fresh) as run, progress.diverted(run.log):
         variants = stages.apply_steps(recipe, run, root, fresh)
         report = document.begin(recipe, {variant.name: variant.model for variant in variants}, baseline)
         unlearned = gate.why_unlearned(variants[0].source.score, task.metric, baseline)
@@ -185,15 +184,15 @@ def _built(run: Run, target: Target, variant: Variant) -> Entry:
 def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
     model, task = variant.model, run.recipe.task
     try:
-        with run.building(variant.name, target) as folder:
-            artifact = graphs.build(target, model, task, folder, run.recipe.bench.batch_size)
-        entry.artifact = run.moved(artifact, folder, variant.name, target)
+        with checkpoint.at(run.checkpoints, run.folder.parents[1], variant.key):
+            entry.artifact = artifact = building.built(run, target, variant)
         if artifact.status == "ok":
-            entry.cold_start = measure.cold_start(target, entry.artifact.file)
-            entry.session = open_files(target, entry.artifact.file)
+            bounds = building.bounds(run.recipe.limits)
+            entry.cold_start = measure.cold_start(target, artifact.file, bounds.seconds, bounds.num_bytes)
+            entry.session = open_files(target, artifact.file)
         else:  # the very ONNX file that the engine was built from, where it can run
-            assert entry.artifact.stand_in is not None
-            entry.session = open_files(plugins.stand_in(), entry.artifact.stand_in)
+            assert artifact.stand_in is not None
+            entry.session = open_files(plugins.stand_in(), artifact.stand_in)
         climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
         entry.figures = task.figures(entry.session, climb.deployed.outputs, task.arrays("test"))
         entry.climb = climb

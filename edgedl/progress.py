@@ -81,6 +81,12 @@ def _display_off() -> None:
     _display = None
 
 
+def hide() -> None:
+    """Shows nothing any more: in a copy of the process that shows."""
+    global _display
+    _display = None
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     global _interrupted
     _interrupted = True

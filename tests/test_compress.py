@@ -209,7 +209,9 @@ class Failing(OnnxRuntime):
 
 
 def test_a_target_that_fails_is_a_row_with_its_reason_and_the_others_go_on(run, monkeypatch):
-    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file: None)  # a child knows no test's class
+    monkeypatch.setattr(
+        "edgedl.measure.cold_start", lambda target, file, *limits: None
+    )  # a child knows no test's class
     root = run.folder.parents[1]
     again = compress(root, targets=(Failing(), OnnxRuntime()))
     report = read_report(again.folder)
@@ -254,7 +256,7 @@ def _zeros(session) -> dict[str, np.ndarray]:
 
 
 def test_a_slower_int8_file_is_refused_and_float_ships(run, monkeypatch):
-    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file: None)
+    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file, *limits: None)
     root = run.folder.parents[1]
     text = RECIPE.replace('slower = "allow"', 'slower = "refuse"')
     report = read_report(compress(root, text, targets=(SlowInt8(),)).folder)
@@ -283,7 +285,7 @@ class OffByTwo(TFLite):
 
 
 def test_a_broken_converter_is_caught_before_anything_ships(run, monkeypatch):
-    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file: None)
+    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file, *limits: None)
     root = run.folder.parents[1]
     report = read_report(compress(root, targets=(OffByTwo(),)).folder)
     refused = row(report, "compressed", "off-by-two")

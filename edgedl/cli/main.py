@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from edgedl.cli import analyze, bench, compare, compress, deploy, devices, doctor, init, inspect, recipes, reports
+from edgedl.cli import analyze, bench, compare, compress, deploy, devices, doctor, init, inspect, recipes, reports, runs
 
 app = typer.Typer(
     help="Compress PyTorch models for small devices, and measure the very files that ship.",
@@ -32,6 +32,7 @@ app.command()(compare.compare)
 app.command()(reports.report)
 app.command()(inspect.inspect)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(runs.app, name="runs")
 app.add_typer(devices.app, name="devices")
 app.command()(doctor.targets)
 app.command()(doctor.doctor)

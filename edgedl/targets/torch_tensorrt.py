@@ -58,6 +58,7 @@ class TorchTensorRT(Target):
         "open": ("torch", "torch_tensorrt"),
     }
     needs_gpu: ClassVar[bool] = True
+    builds_apart: ClassVar[bool] = False
     extra: ClassVar[str] = "torch-tensorrt"
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
