@@ -70,8 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number in range(options.kills):
             if options.minutes is not None and time.monotonic() - begun > 60 * options.minutes:
                 break
-            rows.append(_killed(folder / str(number), dice.uniform(0, length), whole))
-            say(f"{number + 1}: {rows[-1]}")
+            row = None
+            while row is None:  # where a run was faster than the unbroken one, and had ended by then
+                shutil.rmtree(folder / str(number), ignore_errors=True)
+                row = _killed(folder / str(number), dice.uniform(0, length), whole)
+            rows.append(row)
+            say(f"{number + 1}: {row}")
             shutil.rmtree(folder / str(number))
             summary = {"unbroken_seconds": round(length, 2), "seed": options.seed, "values": len(whole)}
             content = {**summary, "rows": rows}
@@ -80,13 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.results.with_suffix(".md").write_text(as_table(json.loads(options.results.read_text())))
 
 
-def _killed(root: Path, seconds: float, whole: dict[str, Any]) -> Row:
-    """One kill, what it hit, and what came of the run that went on."""
+def _killed(root: Path, seconds: float, whole: dict[str, Any]) -> Row | None:
+    """One kill, what it hit, and what came of the run that went on; None if the run had ended."""
     root.mkdir()
     pid = _started(root)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != -signal.SIGKILL:
+        return None
     hit = _stage(root)
     start = time.perf_counter()
     status = _ended(_started(root))
@@ -168,7 +173,7 @@ def _stage(root: Path) -> str:
     except (OSError, ValueError):
         return "before the run"
     if (folder / "report.json").exists():
-        return "after the run"
+        return "at the very end"
     built = len(list(folder.glob("targets/*/*/built.json")))
     return f"after {stages[-1]}" + (f", {built} files built" if built else "")
 
@@ -177,7 +182,7 @@ def _values(root: Path) -> dict[str, Any]:
     """Every value of the only finished run's report but times, by its path, and the digest of every file."""
     from edgedl import files
 
-    (report,) = root.glob("*/*/report.json")
+    report = max(root.glob("*/*/report.json"))  # one that was killed at its very end is not gone on with
     found: dict[str, Any] = {}
 
     def walk(path: str, value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,10 @@ def call(what: str, function: Callable[[], Any], bounds: Bounds) -> Any:
     with tempfile.TemporaryFile() as said:
         sys.stdout.flush()
         sys.stderr.flush()
-        parent, pid = os.getpid(), os.fork()
+        parent = os.getpid()
+        with warnings.catch_warnings():  # of threads, of which the copy needs none
+            warnings.simplefilter("ignore")
+            pid = os.fork()
         if pid == 0:
             os.close(reader)
             _work(function, writer, said, parent)
@@ -110,6 +115,7 @@ def _prepare(said: BinaryIO, parent: int) -> None:
     os.dup2(said.fileno(), 1)
     os.dup2(said.fileno(), 2)
     sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False, buffering=1) for descriptor in (1, 2))  # noqa: SIM115
+    faulthandler.disable()  # it would say much after the last words
     progress.hide()
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)  # the threads of the parent are not here, and OpenMP would wait for them for ever

@@ -70,7 +70,7 @@ class Choice:
 
 def age(text: str) -> timedelta:
     """What "30d" or "12h" says. Raises `UsageError`."""
-    said = re.fullmatch(r"(\d{1,6})([smhdw])", text)
+    said = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if said is None:
         raise UsageError(f"--older {text}: give a number and one of {', '.join(AGES)}, such as 30d")
     return timedelta(seconds=int(said[1]) * AGES[said[2]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list
     static = next((entry for entry in entries if entry.model.precision == "int8" and entry.climb), None)
     if "mixed" in plan.forms and "mixed" in target.forms and not (static and _holds(static, reference, run.recipe)):
         try:
-            mixtures = plan.mixtures(target.scheme)
+            with _kept(run, variant):
+                mixtures = plan.mixtures(target.scheme)
         except EdgedlError as error:
             failed = variant.quantized(plan.in_form("mixed"), "mixed")
             return [*entries, Entry(failed.name, failed.model, reason=str(error))]
@@ -175,17 +177,21 @@ def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:
 def _built(run: Run, target: Target, variant: Variant) -> Entry:
     entry = Entry(variant.name, variant.model)
     task = run.recipe.task
-    with progress.stage(f"{target.label}: build {variant.name}", 1) as step:
+    with progress.stage(f"{target.label}: build {variant.name}", 1) as step, _kept(run, variant):
         _build(run, target, variant, entry)
         step(1, entry.summary(task.metric))
     return entry
 
 
+def _kept(run: Run, variant: Variant) -> AbstractContextManager[None]:
+    """What calibration chose is kept until the run has finished."""
+    return checkpoint.at(run.checkpoints, run.folder.parents[1], variant.key)
+
+
 def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
     model, task = variant.model, run.recipe.task
     try:
-        with checkpoint.at(run.checkpoints, run.folder.parents[1], variant.key):
-            entry.artifact = artifact = building.built(run, target, variant)
+        entry.artifact = artifact = building.built(run, target, variant)
         if artifact.status == "ok":
             bounds = building.bounds(run.recipe.limits)
             entry.cold_start = measure.cold_start(target, artifact.file, bounds.seconds, bounds.num_bytes)
