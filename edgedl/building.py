@@ -21,11 +21,11 @@ def built(run: Run, target: Target, variant: Variant) -> Artifact:
     Raises `TargetError` or `UnsupportedOperator` as `Target.build` does, and `TargetError` for a converter that
     crashes, or takes more time or memory than the recipe's limits allow.
     """
+    training.seed(run.recipe.seed)  # what is not built again must not matter to what comes after
     key = _key(run, target, variant)
     if (found := run.built(variant.name, target, key)) is not None:
         return found
     recipe, model = run.recipe, variant.model
-    training.seed(recipe.seed)  # what was not built again must not matter
     for part in graphs.parts(model, recipe.task).values() or (variant,):
         own = part.task if isinstance(part, graphs.Part) else recipe.task
         target.prepare(part.model, own, recipe.bench.batch_size)

@@ -368,8 +368,6 @@ class Target(Part):
     """File endings that `open` takes; the first target by name to claim one opens it by default."""
     requires: ClassVar[Mapping[str, tuple[str, ...]]]
     """What `build` and `open` need: {"build": (modules...), "open": (modules...)}; "a|b" means one of them."""
-    builds_apart: ClassVar[bool] = True
-    """Whether `build` may run in a copy of the process, which can crash without harm; CUDA cannot be copied."""
     needs_gpu: ClassVar[bool] = False
     """Whether its files run on an NVIDIA GPU alone."""
     extra: ClassVar[str]
@@ -385,6 +383,11 @@ class Target(Part):
                 f"target {self.label} has no fast kernel for groups of {group_size}; set group_size to {least} or more"
             )
         return None
+
+    @property
+    def builds_apart(self) -> bool:
+        """Whether `build` may run in a copy of the process, which can crash without harm; CUDA cannot be copied."""
+        return True
 
     def graph(self, model: Model) -> torch.nn.Module:
         """What `build` exports. Raises `TargetError` for a form that the runtime does not have."""

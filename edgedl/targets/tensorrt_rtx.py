@@ -41,6 +41,11 @@ class TensorRTRTX(Target):
     needs_gpu: ClassVar[bool] = True
     extra: ClassVar[str] = "tensorrt-rtx"
 
+    @property
+    def builds_apart(self) -> bool:
+        """Not where there is a GPU, which asking for has taken CUDA into use."""
+        return find_gpu() is None
+
     def prepare(self, model: Model, task: Task, batch_size: int) -> None:
         """Exports the graph, which targets of one scheme share."""
         from edgedl.onnx_export import exported
