@@ -184,8 +184,8 @@ def _built(run: Run, target: Target, variant: Variant) -> Entry:
 
 
 def _kept(run: Run, variant: Variant) -> AbstractContextManager[None]:
-    """What calibration chose is kept until the run has finished."""
-    return checkpoint.at(run.checkpoints, run.folder.parents[1], variant.key)
+    """What calibration chose is kept until the run has finished, and taken from this run alone."""
+    return checkpoint.at(run.checkpoints, run.folder, variant.key)
 
 
 def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
