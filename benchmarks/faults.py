@@ -2,6 +2,7 @@
 
     taskset -c 1 python -m benchmarks.faults            # 200 kills; about half an hour of a core
     taskset -c 1 python -m benchmarks.faults --kills 20
+    taskset -c 1 python -m benchmarks.faults --more     # goes on to 200
 
 A small recipe trains, prunes, trains its quantization, and is exported, measured and judged, over and over: each time
 it is killed (SIGKILL, no chance to tidy up) at a moment drawn evenly over the time that an unbroken run takes, then
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=None, help="begin no further kill after that")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--more", action="store_true", help="add to the results that are there, up to --kills")
     options = parser.parse_args(arguments)
+    rows: list[Row] = json.loads(options.results.read_text())["rows"] if options.more else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _load()
@@ -66,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lengths.append(time.perf_counter() - start)
         whole, length = _values(folder / "whole"), lengths[-1]
         say(f"unbroken: {length:.1f} s")
-        dice, rows, begun = random.Random(options.seed), list[Row](), time.monotonic()
-        for number in range(options.kills):
+        dice, begun = random.Random(options.seed + len(rows)), time.monotonic()
+        for number in range(len(rows), options.kills):
             if options.minutes is not None and time.monotonic() - begun > 60 * options.minutes:
                 break
             row = None
@@ -212,9 +215,9 @@ def as_table(results: dict[str, Any]) -> str:
     lines = [
         "# Kills and resumes",
         "",
-        f"{len(rows)} runs were killed at moments drawn evenly over the {results['unbroken_seconds']} s that an "
-        f"unbroken one takes, and started again: {len(same)} of {len(rows)} came to the same "
-        f"{results['values']} values and digests of files. Written by `python -m benchmarks.faults`.",
+        f"{len(rows)} runs were killed at moments drawn evenly over the time that an unbroken one takes, which was "
+        f"{results['unbroken_seconds']} s when last taken, and started again: {len(same)} of {len(rows)} came to the "
+        f"same {results['values']} values and digests of files. Written by `python -m benchmarks.faults`.",
         "",
         "| killed | times | the same report after a resume |",
         "|---|---|---|",
