@@ -30,9 +30,8 @@ def of_recipe(recipe: Recipe, source: str, root: Path, ratio: float, fresh: bool
     """
     _check(recipe)
     stages.check(recipe)
-    run = Run.create(recipe, source, root)
-    progress.emit("run", folder=str(run.folder), recipe=recipe.name)
-    with progress.diverted(run.log):
+    with Run.started(recipe, source, root, fresh=True) as run, progress.diverted(run.log):
+        progress.emit("run", folder=str(run.folder), recipe=recipe.name)
         steps = recipe.steps[: _num_float_steps(recipe)]
         (reference,) = stages.apply_steps(recipe.model_copy(update={"steps": steps}), run, root, fresh)
         net = reference.model.net

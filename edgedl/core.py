@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from edgedl.sessions import (  # noqa: F401 - all nouns can be had here
     BATCH,
@@ -384,12 +384,24 @@ class Target(Part):
             )
         return None
 
+    @property
+    def builds_apart(self) -> bool:
+        """Whether `build` may run in a copy of the process, which can crash without harm; CUDA cannot be copied."""
+        return True
+
     def graph(self, model: Model) -> torch.nn.Module:
         """What `build` exports. Raises `TargetError` for a form that the runtime does not have."""
         plan = model.quantization
         if plan is not None and (refusal := self.refusal(plan.form, plan.group_size)):
             raise TargetError(refusal)
         return model.graph(self.scheme)
+
+    def prepare(self, model: Model, task: Task, batch_size: int) -> None:
+        """Makes what `build` needs and other files or the ladder need, too: `build` runs in a copy of the process.
+
+        Raises what `build` does.
+        """
+        self.graph(model)
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes the files into `folder`. Raises `TargetError` or `UnsupportedOperator`."""
@@ -401,7 +413,7 @@ class Target(Part):
 
 
 class Limits(BaseModel):
-    """What may ship."""
+    """What may ship, and what it may take to build a file and to open it first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -413,6 +425,10 @@ class Limits(BaseModel):
     """A float network that does no better than the task's baseline."""
     float_ops: Literal["refuse", "allow"] = "refuse"
     """Operators without an int8 form: with "allow" just those compute in float, between int8 ones."""
+    build_minutes: PositiveFloat = 30.0
+    """A converter or builder that takes longer is ended, and the file has failed; so with a file's first run."""
+    build_memory_gb: PositiveFloat | None = None
+    """What it may take; by default as much as the machine has."""
 
 
 class Bench(BaseModel):

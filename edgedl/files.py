@@ -29,9 +29,14 @@ def read_text(file: Path) -> str:
 
 def write_text(file: Path, text: str) -> None:
     """Writes a whole file under a temporary name, then renames it. Raises `OSError`."""
+    write_bytes(file, text.encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """As `write_text`."""
     partial = file.with_name(f".{file.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

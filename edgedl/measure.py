@@ -36,6 +36,7 @@ COLD_SECONDS = 0.005
 """How long a block runs before it counts, if that is at most a quarter of it: caches hold what ran before."""
 LONG_SECONDS = 2.0
 """What takes longer is shown by itself, inside the stage that it belongs to."""
+MAX_OPENING_SECONDS = 1800.0
 NARROWED = {"int64": "int32"}
 """What a converter makes of an input's dtype, which the session then takes as well."""
 
@@ -221,12 +222,21 @@ def warm_up(session: Session, batch: Batch) -> float:
     return max(float(np.median(samples[-max(len(samples) // 3, 3) :])) / 1e6, 1e-6)
 
 
-def cold_start(target: Target, file: Path) -> ColdStart:
+def cold_start(
+    target: Target, file: Path, seconds: float = MAX_OPENING_SECONDS, num_bytes: int | None = None
+) -> ColdStart:
     """Opens a file and runs it once in a process of its own, which a damaged file may crash without harm.
 
+    It may take so many `seconds`, and so many bytes of memory, where that is said.
     Raises what opening it raised there, or `TargetError` with the last line that was said.
     """
-    done = subprocess.run(fresh_command(target, file), capture_output=True, text=True, check=False)
+    command = fresh_command(target, file) + ([] if num_bytes is None else [str(num_bytes)])
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise TargetError(f"{file}: had not opened and run after {seconds:g} s in a process of its own") from error
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
@@ -308,7 +318,20 @@ def _reset_peak_memory() -> None:
         pass  # the peak then includes the imports, which is said in the documentation
 
 
-def _main(use: str, fields: str, file: str) -> None:
+def _limit(num_bytes: int | None) -> None:
+    """Makes this process the one that is ended where memory runs out, and lets it have no more than so much."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        pass
+    if num_bytes is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
+
+
+def _main(use: str, fields: str, file: str, num_bytes: str | None = None) -> None:
+    _limit(None if num_bytes is None else int(num_bytes))
     from edgedl import plugins
     from edgedl.core import Target
 
@@ -322,6 +345,9 @@ def _main(use: str, fields: str, file: str) -> None:
         _, found = first_run(lambda: open_files(target, Path(file)))
     except sessions.EdgedlError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        return
+    except MemoryError:
+        print(json.dumps({"error": "TargetError", "message": f"{file}: not enough memory to open and run it"}))
         return
     print(json.dumps(vars(found)))
 

@@ -59,6 +59,11 @@ def export_onnx(graph: torch.nn.Module, task: Task, file: Path, batch_size: int,
     Of the exporter's notes only those of each node's layer are kept: all of them are more than the weights of
     a small int8 network, and name folders of this machine.
     """
+    file.write_bytes(exported(graph, task, batch_size, any_batch))
+
+
+def exported(graph: torch.nn.Module, task: Task, batch_size: int, any_batch: bool = False) -> bytes:
+    """What `export_onnx` writes, made but once of a graph."""
     key = hashlib.sha256(repr((batch_size, any_batch, task.inputs, task.dynamic, task.outputs)).encode())
     for name, value in graph.state_dict().items():
         key.update(f"{name}/{value.dtype}/{tuple(value.shape)}".encode())
@@ -66,7 +71,7 @@ def export_onnx(graph: torch.nn.Module, task: Task, file: Path, batch_size: int,
     last = _exported.get(graph)
     if last is None or last[0] != key.digest():
         last = _exported[graph] = key.digest(), _exported_anew(graph, task, batch_size, any_batch)
-    file.write_bytes(last[1])
+    return last[1]
 
 
 _exported: WeakKeyDictionary[torch.nn.Module, tuple[bytes, bytes]] = WeakKeyDictionary()

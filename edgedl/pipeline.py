@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from edgedl import gate, graphs, ladder, measure, plugins, progress, stages, stats
+from edgedl import building, checkpoint, gate, ladder, measure, plugins, progress, stages, stats
 from edgedl.core import EdgedlError, Target
 from edgedl.devices import local
 from edgedl.graph_session import Call, Replay, open_files
@@ -32,9 +33,8 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False, watch
     for step in recipe.steps:
         step.sources()
     stages.check(recipe)
-    run = Run.create(recipe, source, root)
-    progress.emit("run", folder=str(run.folder), recipe=recipe.name)
-    with progress.diverted(run.log):
+    with Run.started(recipe, source, root, fresh) as run, progress.diverted(run.log):
+        progress.emit("run", folder=str(run.folder), recipe=recipe.name)
         variants = stages.apply_steps(recipe, run, root, fresh, watch)
         report = document.begin(recipe, {variant.name: variant.model for variant in variants}, baseline)
         unlearned = gate.why_unlearned(variants[0].source.score, task.metric, baseline)
@@ -121,7 +121,8 @@ def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list
     static = next((entry for entry in entries if entry.model.precision == "int8" and entry.climb), None)
     if "mixed" in plan.forms and "mixed" in target.forms and not (static and _holds(static, reference, run.recipe)):
         try:
-            mixtures = plan.mixtures(target.scheme)
+            with _kept(run, variant):
+                mixtures = plan.mixtures(target.scheme)
         except EdgedlError as error:
             failed = variant.quantized(plan.in_form("mixed"), "mixed")
             return [*entries, Entry(failed.name, failed.model, reason=str(error))]
@@ -186,24 +187,28 @@ def _measure(run: Run, target: Target, running: Mapping[str, Entry]) -> None:
 def _built(run: Run, target: Target, variant: Variant) -> Entry:
     entry = Entry(variant.name, variant.model)
     task = run.recipe.task
-    with progress.stage(f"{target.label}: build {variant.name}", 1) as step:
+    with progress.stage(f"{target.label}: build {variant.name}", 1) as step, _kept(run, variant):
         _build(run, target, variant, entry)
         step(1, entry.summary(task.metric))
     return entry
 
 
+def _kept(run: Run, variant: Variant) -> AbstractContextManager[None]:
+    """What calibration chose is kept until the run has finished, and taken from this run alone."""
+    return checkpoint.at(run.checkpoints, run.folder, variant.key)
+
+
 def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
     model, task = variant.model, run.recipe.task
     try:
-        with run.building(variant.name, target) as folder:
-            artifact = graphs.build(target, model, task, folder, run.recipe.bench.batch_size)
-        entry.artifact = run.moved(artifact, folder, variant.name, target)
+        entry.artifact = artifact = building.built(run, target, variant)
         if artifact.status == "ok":
-            entry.cold_start = measure.cold_start(target, entry.artifact.file)
-            entry.session = open_files(target, entry.artifact.file)
+            bounds = building.bounds(run.recipe.limits)
+            entry.cold_start = measure.cold_start(target, artifact.file, bounds.seconds, bounds.num_bytes)
+            entry.session = open_files(target, artifact.file)
         else:  # the very ONNX file that the engine was built from, where it can run
-            assert entry.artifact.stand_in is not None
-            entry.session = open_files(plugins.stand_in(), entry.artifact.stand_in)
+            assert artifact.stand_in is not None
+            entry.session = open_files(plugins.stand_in(), artifact.stand_in)
         climb = ladder.climb(model, variant.source, variant.rungs, target, entry.session, task)
         entry.figures = task.figures(entry.session, climb.deployed.outputs, task.arrays("test"))
         entry.climb = climb

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +22,11 @@ from edgedl.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: a run that is under way looks like an interrupted one
+    fcntl = None  # type: ignore[assignment]
+
 SCHEMA = 1
 """Version of `report.json`; it rises when a key changes its meaning or goes."""
 KEYS = {"edgedl", "recipe", "environment", "metric", "parameters", "steps", "rows", "ladder", "verdicts"}
@@ -26,6 +34,9 @@ KEYS = {"edgedl", "recipe", "environment", "metric", "parameters", "steps", "row
 DEVICES_SCHEMA = 1
 """Version of `devices/*.json`; it rises when a key changes its meaning or goes."""
 DEVICES_KEYS = {"device", "timed", "environment", "rows", "left_out", "warnings"}
+RECIPE, BUILT = "recipe.toml", "built.json"
+ARTIFACT_FACTS = ("precision", "status", "reason", "versions", "built_for", "rewrites", "notes")
+"""What an artifact says besides where its files are."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +49,66 @@ class Run:
     @classmethod
     def create(cls, recipe: Recipe, source: str, root: Path) -> Run:
         """A new folder with the recipe as read. Raises `UsageError` where it cannot be written."""
-        started = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
         parent = root / recipe.name
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = _unused(parent / started)
+            folder = _unused(parent / _now())
             folder.mkdir()
             run = cls(folder, recipe)
-            files.write_text(folder / "recipe.toml", source)
-            run.note_stage("created", {"edgedl": __version__, "command": shlex.join(sys.argv), "seed": recipe.seed})
+            files.write_text(folder / RECIPE, source)
+            run.note_stage("created", _facts(recipe))
         except OSError as error:
             raise UsageError(
                 f"{parent}: cannot write a run there: {error.strerror}; choose another with --out"
             ) from error
         return run
 
+    @classmethod
+    @contextmanager
+    def started(cls, recipe: Recipe, source: str, root: Path, fresh: bool = False) -> Iterator[Run]:
+        """The last run of this very recipe, if it was interrupted, under the time of now; else, or `fresh`, a new one.
+
+        While the block runs the folder is locked, so that nobody else takes it for interrupted.
+        Raises `UsageError` where it cannot be written.
+        """
+        with contextlib.ExitStack() as held:
+            run = None if fresh else cls._resumed(recipe, source, root, held)
+            if run is None:
+                run = cls.create(recipe, source, root)
+                held.enter_context(locked(run.folder))
+            yield run
+
+    @classmethod
+    def _resumed(cls, recipe: Recipe, source: str, root: Path, held: contextlib.ExitStack) -> Run | None:
+        newest = max((folder for folder in (root / recipe.name).glob("*") if is_run(folder)), default=None)
+        if newest is None or any((newest / name).exists() for name in ("report.json", "analysis.json")):
+            return None
+        if (newest / RECIPE).read_bytes() != source.encode() or not held.enter_context(locked(newest)):
+            return None
+        folder = _unused(newest.with_name(_now()))
+        try:
+            newest.rename(folder)
+            for partial in [*folder.rglob(".*.partial")]:  # what was being written when it was killed
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+            run = cls(folder, recipe)
+            run.note_stage("created", _facts(recipe) | {"resumed": run.stages()["created"].get("resumed", 0) + 1})
+        except OSError as error:
+            raise UsageError(f"{newest}: cannot be gone on with: {error.strerror}; choose another --out") from error
+        return run
+
     @property
     def log(self) -> Path:
         """What libraries said meanwhile."""
         return self.folder / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a stage that is under way has come to."""
+        return self.folder / "checkpoints"
+
+    def drop_checkpoints(self) -> None:
+        """When the stage is done that they were kept for."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @property
     def report(self) -> Path:
@@ -86,17 +138,28 @@ class Run:
 
         return as_html(read_report(self.folder))
 
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What `run.json` says of each stage that has finished, in their order."""
+        file = self.folder / "run.json"
+        found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+        return found
+
     def note_stage(self, stage: str, facts: Mapping[str, Any]) -> None:
         """Adds a finished stage to `run.json`."""
-        file = self.folder / "run.json"
-        stages = json.loads(file.read_text()) if file.exists() else {}
+        stages = self.stages()
+        stages.pop(stage, None)
         stages[stage] = {"finished": datetime.now().isoformat(timespec="seconds"), **facts}
-        files.write_json(file, stages)
+        files.write_json(self.folder / "run.json", stages)
 
     def save_step(self, index: int, model: Model, key: str) -> None:
         """Keeps what a step did, with the weights if it learned: safetensors and JSON, no pickle."""
         step = self.recipe.steps[index]
-        with files.filled_folder(self.folder / "steps" / f"{index:02}-{step.label}") as folder:
+        final = self.folder / "steps" / f"{index:02}-{step.label}"
+        if final.exists():  # an interrupted run goes on
+            if _key_of(final / "step.json") == key:
+                return
+            shutil.rmtree(final)
+        with files.filled_folder(final) as folder:
             files.write_json(folder / "step.json", {"step": step.model_dump(), "key": key})
             files.write_json(folder / "metrics.json", model.lineage[-1].metrics)
             if step.learns:
@@ -115,7 +178,7 @@ class Run:
             return
         for graph, plan in (model.quantization.graphs or {"": model.quantization}).items():
             folder = self.folder / "quantization" / graph
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             for scheme, simulation in plan.calibrated.items():
                 tried = {name: vars(trial) for name, trial in simulation.tried.items()}
                 calibrator, *corrections = simulation.choice
@@ -126,8 +189,21 @@ class Run:
     @contextmanager
     def building(self, variant: str, target: Target) -> Iterator[Path]:
         """The folder to build one target's files in; it gets its name when all are written."""
-        with files.filled_folder(self.target_folder(variant, target)) as folder:
+        final = self.target_folder(variant, target)
+        if final.exists():  # of an interrupted run, and not what is to be built now
+            shutil.rmtree(final)
+        with files.filled_folder(final) as folder:
             yield folder
+
+    def built(self, variant: str, target: Target, key: str) -> Artifact | None:
+        """What this run had built before it was interrupted, if it depends on the same and is as it was."""
+        folder = self.target_folder(variant, target)
+        try:
+            found = json.loads((folder / BUILT).read_text(encoding="utf-8"))
+            whole = all(files.sha256(folder / name) == digest for name, digest in found["files"].items())
+            return read_artifact(found, folder) if whole and found["key"] == key else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def target_folder(self, variant: str, target: Target) -> Path:
         """`targets/<variant>/<target>`; of several alike, each has its place among them behind its name."""
@@ -144,7 +220,79 @@ class Run:
 
     def finish(self, report: dict[str, Any]) -> None:
         """Writes `report.json`, the last file: whoever finds it finds a finished run."""
+        self.drop_checkpoints()
         files.write_json(self.report, report)
+
+
+def write_artifact(artifact: Artifact, folder: Path, key: str) -> None:
+    """Writes what was built into a folder, and what it depends on, so that an interrupted run knows it again."""
+    inside = {name: getattr(artifact, name) for name in ("file", "stand_in")}
+    content = {
+        "key": key,
+        **{name: None if path is None else str(path.relative_to(folder)) for name, path in inside.items()},
+        **{name: getattr(artifact, name) for name in ARTIFACT_FACTS},
+        "graphs": {name: str(file.relative_to(folder)) for name, file in artifact.graphs.items()},
+        "files": {
+            str(file.relative_to(folder)): files.sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
+        },
+    }
+    files.write_json(folder / BUILT, content)
+
+
+def read_artifact(content: Mapping[str, Any], folder: Path) -> Artifact:
+    """What `write_artifact` wrote. Raises `LookupError` or `TypeError` for anything else."""
+    return Artifact(
+        file=folder / content["file"],
+        stand_in=None if content["stand_in"] is None else folder / content["stand_in"],
+        graphs={name: folder / file for name, file in content["graphs"].items()},
+        **{name: content[name] for name in ARTIFACT_FACTS if name != "notes"},
+        notes=tuple(content["notes"]),
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Keeps a run's folder from others meanwhile; yields False where another has it. The lock ends with the process."""
+    if fcntl is None:
+        yield True
+        return
+    try:
+        descriptor = os.open(folder / RECIPE, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    _held.add(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except BlockingIOError:
+        free = False
+    except OSError:  # a file system without locks
+        free = True
+    try:
+        yield free
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+_held: set[int] = set()
+"""Descriptors that hold locks."""
+
+
+def _let_go() -> None:
+    """A child that outlives this process must not keep its runs locked."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, finished or not."""
+    return (folder / "run.json").is_file() and (folder / RECIPE).is_file()
 
 
 def find_finished(name: str, root: Path) -> Path:
@@ -193,12 +341,18 @@ def read_devices(folder: Path) -> list[dict[str, Any]]:
 def find_weights(root: Path, key: str) -> Path | None:
     """The weights that an earlier run kept for the same step on the same data by the same code, if any."""
     for file in sorted(root.glob("*/*/steps/*/step.json"), reverse=True):
-        try:
-            if json.loads(file.read_text()).get("key") == key:
-                return file.with_name("weights.safetensors")
-        except (OSError, ValueError):
-            continue  # another run's folder is being written or was damaged: it just isn't reused
+        if _key_of(file) == key:
+            return file.with_name("weights.safetensors")
     return None
+
+
+def _key_of(step: Path) -> str | None:
+    """None for what is being written or was damaged: it just isn't reused."""
+    try:
+        found = json.loads(step.read_text())
+        return str(found["key"]) if isinstance(found, dict) and "key" in found else None
+    except (OSError, ValueError):
+        return None
 
 
 def load_weights(net: torch.nn.Module, file: Path) -> None:
@@ -208,6 +362,14 @@ def load_weights(net: torch.nn.Module, file: Path) -> None:
     made = json.loads(file.with_name("structure.json").read_text(encoding="utf-8"))
     structure.reshape(net, made["shapes"])
     net.load_state_dict(load_file(file))
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+
+
+def _facts(recipe: Recipe) -> dict[str, Any]:
+    return {"edgedl": __version__, "command": shlex.join(sys.argv), "seed": recipe.seed}
 
 
 def _unused(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from edgedl import files, graphs, own, progress, sparsity, suitability, training
+from edgedl import checkpoint, files, graphs, own, progress, sparsity, suitability, training
 from edgedl import recipe as recipes
 from edgedl import run as runs
 from edgedl.core import Model, Split, Step, Task, UsageError, graphs_of
@@ -43,6 +43,8 @@ class Variant:
     """Its float network over the test set: what quantization and export are held against."""
     rungs: tuple[Rung, ...]
     """From the float reference down to `source`."""
+    key: str = ""
+    """A digest of all that the network depends on."""
     one_of_several: bool = False
     """Whether it is one form among others, of which the best is to be kept."""
 
@@ -87,18 +89,21 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool, watch: Watch 
     for index, step in enumerate(recipe.steps):
         if step.compresses and not variants:
             model = replace(model, teacher=model.net)
-            variants = [_reference(model, recipe.task), _reference(model, recipe.task)]
+            variants = [_reference(model, recipe, index, begun)] * 2
         key = stage_key(recipe, index, begun)
         kept = None if fresh or not step.learns else runs.find_weights(root, key)
         training.seed(recipe.seed + index + 1)
-        before, model = model, _reused(model, index, recipe, kept) if kept else step.apply(model, recipe.task)
+        with checkpoint.at(run.checkpoints, None if fresh else root, key):
+            before, model = model, _reused(model, index, recipe, kept) if kept else step.apply(model, recipe.task)
         _check_zeros(before, model, step)
         run.save_step(index, model, key)
+        if step.learns and not kept:
+            run.drop_checkpoints()
         if watch and step.learns:
             watch(step, model)
         if variants:
-            variants[1] = _compressed(variants[1], model, step, recipe.task)
-    return variants or [_reference(model, recipe.task)]
+            variants[1] = replace(_compressed(variants[1], model, step, recipe.task), key=key)
+    return variants or [_reference(model, recipe, len(recipe.steps), begun)]
 
 
 def _check_graphs(recipe: Recipe, net: torch.nn.Module) -> None:
@@ -110,9 +115,11 @@ def _check_graphs(recipe: Recipe, net: torch.nn.Module) -> None:
             raise UsageError(f"step {step.label}: {refusal}; the model is the graphs {' and '.join(found)}")
 
 
-def _reference(model: Model, task: Task) -> Variant:
+def _reference(model: Model, recipe: Recipe, num_steps: int, begun: str) -> Variant:
+    task = recipe.task
     source = evaluate(TorchSession(model.net, task), task, "test")
-    return Variant("float", model, source, (rung("float", source.score, (), task),))
+    key = stage_key(recipe, num_steps - 1, begun)
+    return Variant("float", model, source, (rung("float", source.score, (), task),), key)
 
 
 def _compressed(before: Variant, model: Model, step: Step, task: Task) -> Variant:
@@ -120,7 +127,7 @@ def _compressed(before: Variant, model: Model, step: Step, task: Task) -> Varian
         return replace(before, name="compressed", model=model)
     source = evaluate(TorchSession(model.net, task), task, "test")
     if step.final:  # trained for its grids: what it does without them is nobody's concern
-        return Variant("compressed", model, source, before.rungs)
+        return replace(before, name="compressed", model=model, source=source)
     return Variant("compressed", model, source, (*before.rungs, rung(step.label, source.score, before.rungs, task)))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from edgedl import progress, sparsity
+from edgedl import checkpoint, progress, sparsity
 from edgedl.core import Batch, Task, UsageError
 from edgedl.measure import evaluate
 from edgedl.sparsity import AfterStep
@@ -48,14 +48,18 @@ def fit(
     The best weights are those that validated best, of the epochs from `choose_from` on. Of a `sparse` network, weights
     that are zero stay zero; `after_step` can change weights after every step, too.
 
+    A run keeps where it has come to, and a later one goes on from there: to the same weights, on as many threads.
+
     Raises `UsageError` if the loss stops being a number.
     """
+    settings = [epochs, batch_size, lr, optimizer, schedule, weight_decay, sparse, choose_from]
+    course = checkpoint.Course(label, net.state_dict(), settings, _as_tensors(samples or {}))
     net = copy.deepcopy(net)
     hooks = [sparsity.keep(sparsity.zeros(net))] if sparse else []
     if after_step is not None:
         hooks.append(after_step)
     arrays = task.arrays("train") if samples is None else samples
-    data = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+    data = _as_tensors(arrays)
     num_samples = len(next(iter(data.values())))
     batch_size = min(batch_size, num_samples)  # PyTorch takes no number that is too long for it
     steps_per_epoch = -(-num_samples // batch_size)
@@ -67,12 +71,33 @@ def fit(
     sign = 1 if task.metric.higher_is_better else -1
     best, best_weights = (-np.inf, -np.inf), copy.deepcopy(net.state_dict())
     history: list[dict[str, float]] = []
-    with progress.stage(label, epochs) as advance:
-        for epoch in range(1, epochs + 1):
+    first, order, losses = 1, torch.empty(0), list[float]()
+    if (reached := course.reached()) is not None:
+        first, order, losses, history = (reached[name] for name in ("epoch", "order", "losses", "history"))
+        best, best_weights = reached["best"], reached["best_weights"]
+        net.load_state_dict(reached["net"])
+        rule.load_state_dict(reached["rule"])
+        if decay is not None:
+            decay.load_state_dict(reached["decay"])
+        with torch.no_grad():
+            for hook in hooks:  # what they found out last, they find in the weights
+                hook(net, first - 1 + len(losses) / steps_per_epoch)
+
+    def state() -> dict[str, Any]:
+        return {
+            **{"epoch": epoch, "order": order, "losses": losses, "history": history},
+            **{"net": net.state_dict(), "rule": rule.state_dict(), "decay": decay and decay.state_dict()},
+            **{"best": best, "best_weights": best_weights},
+        }
+
+    with progress.stage(label, epochs, before=first - 1 + len(losses) / steps_per_epoch) as advance:
+        for epoch in range(first, epochs + 1):
             net.train()
-            losses = []
-            for index, chosen in enumerate(torch.split(torch.randperm(num_samples), batch_size), start=1):
-                batch = {name: values[chosen] for name, values in data.items()}
+            if epoch > first or reached is None:
+                order, losses = torch.randperm(num_samples), []
+            batches = torch.split(order, batch_size)
+            for index in range(len(losses) + 1, len(batches) + 1):
+                batch = {name: values[batches[index - 1]] for name, values in data.items()}
                 rule.zero_grad()
                 given = net(*(batch[name] for name in task.inputs))
                 # A mapping may hold more than the task's outputs, for the loss to see.
@@ -86,6 +111,7 @@ def fit(
                     decay.step()
                 losses.append(value.item())
                 advance(1 / steps_per_epoch)
+                course.keep(state)
             mean_loss = float(np.mean(losses))
             if not np.isfinite(mean_loss):
                 raise UsageError(f"{label}: the loss became {mean_loss} in epoch {epoch}; try a smaller lr than {lr}")
@@ -95,5 +121,11 @@ def fit(
             # Of equal scores the one with the smaller loss: it is the surer.
             if epoch >= choose_from and (sign * score, -mean_loss) > best:
                 best, best_weights = (sign * score, -mean_loss), copy.deepcopy(net.state_dict())
+    if epochs >= first:
+        course.finish(lambda: state() | {"epoch": epochs + 1, "net": best_weights})
     net.load_state_dict(best_weights)
     return net.eval(), history
+
+
+def _as_tensors(arrays: Batch) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}

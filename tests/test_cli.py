@@ -58,13 +58,16 @@ ALL_OPTIONS = {
     "recipes list": {"--help", "-h", "--out", "--json"},
     "recipes show": {"--help", "-h", "NAME", "--json"},
     "recipes schema": {"--help", "-h", "--json"},
+    "runs": {"--help", "-h"},
+    "runs list": {"--help", "-h", "--out", "--json"},
+    "runs clean": {"--help", "-h", "--interrupted", "--keep", "--older", "--dry-run", "--yes", "--out", "--json"},
     "devices": {"--help", "-h", "--json"},
     "devices list": {"--help", "-h", "--json"},
     "devices setup": {"--help", "-h", "KIND"},
     "targets": {"--help", "-h", "--json"},
     "doctor": {"--help", "-h", "--json"},
 }  # fmt: skip
-GROUPS = ("", "recipes")
+GROUPS = ("", "recipes", "runs")
 """Those that are nothing alone."""
 HEAVY = (
     "torch", "numpy", "onnx", "onnxruntime", "litert_torch", "ai_edge_litert", "tflite_runtime", "tensorrt",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgedl import files, pipeline, progress, recipe
+from edgedl import checkpoint, child, files, measure, pipeline, progress, recipe
 from edgedl.core import TargetError
 from edgedl.flatbuffer import Flatbuffer
 from edgedl.run import Run, find_finished, read_report
+from edgedl.steps.quantize import Quantize
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tflite import TFLite
 
@@ -194,6 +197,51 @@ def test_a_second_run_takes_the_trained_weights_and_gives_the_same_files(run, re
             assert row(read_report(again.folder), name, target)["sha256"] == row(report, name, target)["sha256"]
 
 
+def test_an_interrupted_run_goes_on_in_its_folder_and_builds_nothing_twice(tmp_path, monkeypatch):
+    targets, step = (OnnxRuntime(),), Quantize(method="ptq", corrections=())
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(measure, "interleave", interrupted)
+        patched.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            compress(tmp_path, targets=targets, steps=(step,))
+    (folder,) = tmp_path.glob("small/*")
+    assert list(folder.glob("checkpoints/*"))
+    (folder / ".half.partial").mkdir()  # as a kill leaves it
+    built = {file: file.stat().st_mtime_ns for file in folder.glob("targets/*/*/model.onnx")}
+    assert len(built) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(child, "call", None)  # nothing is built
+        patched.setattr("edgedl.quantize.simulate.choose", None)  # or chosen
+        again = compress(tmp_path, targets=targets, steps=(step,))
+    assert list(tmp_path.glob("small/*")) == [again.folder]
+    assert again.stages()["created"]["resumed"] == 1
+    kept = [again.folder / file.relative_to(folder) for file in built]
+    assert [file.stat().st_mtime_ns for file in kept] == list(built.values())
+    assert not [*again.folder.rglob(".*"), *again.folder.rglob("checkpoints")]
+    fresh = compress(tmp_path, targets=targets, steps=(step,), fresh=True)
+    assert fresh.folder != again.folder
+    found, wanted = read_report(again.folder), read_report(fresh.folder)
+    for name in ("float", "compressed"):
+        for key in ("sha256", "score", "size_bytes"):
+            assert row(found, name, "onnxruntime")[key] == row(wanted, name, "onnxruntime")[key]
+    assert found["ladder"] == wanted["ladder"]
+
+
+def test_files_that_were_changed_since_are_built_again(run, tmp_path):
+    folder = tmp_path / "targets/float/onnxruntime"
+    shutil.copytree(run.folder / "targets/float/onnxruntime", folder)
+    copied, key = Run(tmp_path, run.recipe), json.loads((folder / "built.json").read_text())["key"]
+    assert copied.built("float", OnnxRuntime(), key).file == folder / "model.onnx"
+    assert copied.built("float", OnnxRuntime(), "another") is None
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    assert copied.built("float", OnnxRuntime(), key) is None
+
+
 def test_a_fresh_run_trains_to_the_same_weights(run):
     root = run.folder.parents[1]
     again = compress(root, fresh=True, targets=(OnnxRuntime(),))
@@ -227,16 +275,35 @@ class Failing(OnnxRuntime):
         return super().build(model, task, folder, batch_size)
 
 
+class Crashing(OnnxRuntime):
+    """A target whose converter's native code crashes on int8."""
+
+    use: str = "crashing"
+
+    def build(self, model, task, folder, batch_size):
+        if model.quantization is not None:
+            print("converting the last layer", flush=True)
+            ctypes.string_at(0)
+        return super().build(model, task, folder, batch_size)
+
+
 def test_a_target_that_fails_is_a_row_with_its_reason_and_the_others_go_on(run, monkeypatch):
-    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file: None)  # a child knows no test's class
+    monkeypatch.setattr(
+        "edgedl.measure.cold_start", lambda target, file, *limits: None
+    )  # a child knows no test's class
     root = run.folder.parents[1]
-    again = compress(root, targets=(Failing(), OnnxRuntime()))
+    again = compress(root, targets=(Failing(), Crashing(), OnnxRuntime()))
     report = read_report(again.folder)
+    crashed = row(report, "compressed", "crashing")
+    assert crashed["status"] == "failed"
+    assert "crashed: it was ended by SIGSEGV; it said last: converting the last layer" in crashed["reason"]
+    assert "converting the last layer" in again.log.read_text()
     failed = row(report, "compressed", "failing")
     assert (failed["status"], failed["reason"], failed["file"]) == ("failed", "this converter has no int8", None)
     assert row(report, "compressed", "onnxruntime")["status"] == "ok"
     assert {verdict["target"]: verdict["ship"] for verdict in report["verdicts"]} == {
         "failing": "float",
+        "crashing": "float",
         "onnxruntime": "compressed",
     }
     assert not (again.folder / "targets/compressed/failing").exists()
@@ -273,7 +340,7 @@ def _zeros(session) -> dict[str, np.ndarray]:
 
 
 def test_a_slower_int8_file_is_refused_and_float_ships(run, monkeypatch):
-    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file: None)
+    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file, *limits: None)
     root = run.folder.parents[1]
     text = RECIPE.replace('slower = "allow"', 'slower = "refuse"')
     report = read_report(compress(root, text, targets=(SlowInt8(),)).folder)
@@ -302,7 +369,7 @@ class OffByTwo(TFLite):
 
 
 def test_a_broken_converter_is_caught_before_anything_ships(run, monkeypatch):
-    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file: None)
+    monkeypatch.setattr("edgedl.measure.cold_start", lambda target, file, *limits: None)
     root = run.folder.parents[1]
     report = read_report(compress(root, targets=(OffByTwo(),)).folder)
     refused = row(report, "compressed", "off-by-two")

@@ -23,6 +23,7 @@ from edgedl.cli import (
     inspect,
     recipes,
     reports,
+    runs,
     search,
 )
 
@@ -48,6 +49,7 @@ app.command()(search.search)
 app.command()(reports.report)
 app.command()(inspect.inspect)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(runs.app, name="runs")
 app.add_typer(devices.app, name="devices")
 app.command()(doctor.targets)
 app.command()(doctor.doctor)

@@ -36,6 +36,8 @@ class FakeQuantized(nn.Module):
     then both stand still, as in a deployed file. Dropout is left out. Weights that are zero stay zero.
     """
 
+    num_batches: torch.Tensor
+
     def __init__(
         self,
         net: nn.Module,
@@ -48,7 +50,8 @@ class FakeQuantized(nn.Module):
     ) -> None:
         """Begins with `grids`. Raises `UnsupportedOperator`, and `UsageError` for a weight that cannot be trained."""
         super().__init__()
-        self.net, self.settling, self.num_batches = net, settling, 0
+        self.net, self.settling = net, settling
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))  # so that it is kept with the weights
         kind = LearnedScale if ranges == "learned" else MovingRange
         prepared, folds = prepare(net, task, scheme, trained=True, float_ops=float_ops)
         names = {observer: name for name, observer in activation_observers(prepared).items()}
@@ -64,7 +67,7 @@ class FakeQuantized(nn.Module):
 
     @property
     def settled(self) -> bool:
-        return self.num_batches >= self.settling
+        return bool(self.num_batches >= self.settling)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         outputs = _Run(self).run(*inputs)

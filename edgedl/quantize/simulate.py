@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from edgedl import dimensions, graphs, progress, stats
+from edgedl import checkpoint, dimensions, graphs, progress, stats
 from edgedl.core import Activation, Batch, Split, Task, UsageError
 from edgedl.graph_session import GraphSession
 from edgedl.measure import Scored, evaluate
@@ -294,7 +294,14 @@ def simulate(
     def graph_of(candidate: Candidate) -> GraphModule:
         return finished(draft_of(candidate), scheme)
 
-    choice, tried = choose(graph_of, net, task, calibrator, corrections)
+    def chosen() -> tuple[Candidate, dict[str, Any]]:
+        choice, tried = choose(graph_of, net, task, calibrator, corrections)
+        return choice, {name: vars(trial) for name, trial in tried.items()}
+
+    # Trying takes most of the time: a run that goes on makes just what was chosen again.
+    begins = [net.state_dict(), task.label, repr(scheme), calibrator, corrections, float_ops, task.inputs]
+    choice, found = checkpoint.remembered("choice", begins, chosen, lambda found: graph_of(found[0]))
+    tried = {name: Trial(**trial) for name, trial in found.items()}
     return Simulation(graph_of(choice), task, scheme, choice, tried, chosen=grids_of(choice), draft=draft_of(choice))
 
 

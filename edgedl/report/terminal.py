@@ -333,6 +333,17 @@ def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | 
         console.print("\nNo recipe has a finished run here: `edgedl compress --recipe NAME` makes one.")
 
 
+def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Run folders, how far each came, and what room it takes."""
+    table = _table("run", "state", "came as far as", "steps", "in other runs, too", "size")
+    for row in rows:
+        steps = (str(row["steps"]), str(row["shared_steps"]))
+        table.add_row(row["run"], row["state"], row["stage"], *steps, size(row["size_bytes"]))
+    console = open_console()
+    console.print(table)
+    console.print(f"{len(rows)} runs, {size(sum(row['size_bytes'] for row in rows))}")
+
+
 def _times(ratio: float | None) -> str:
     return NONE if ratio is None else f"{ratio:.2f}x"
 

@@ -39,7 +39,7 @@ class Adversarial(Step):
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits as distance
 
-        from edgedl import progress
+        from edgedl import checkpoint, progress
         from edgedl.measure import evaluate
         from edgedl.torch_session import TorchSession
 
@@ -48,15 +48,32 @@ class Adversarial(Step):
             raise UsageError(f"adversarial: task {task.use} has no noise and real images; task generation has")
         ((_, spec),) = task.inputs.items()
         real = torch.from_numpy(arrays["real"])
+        course = checkpoint.Course(self.label, model.net.state_dict())
         net, judge = copy.deepcopy(model.net), _discriminator(tuple(real.shape[1:]), self.widths)
         running = torch.optim.swa_utils.get_ema_multi_avg_fn(0.98)  # type: ignore[no-untyped-call]
         mean = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=running, use_buffers=True)
         rules = [torch.optim.Adam(part.parameters(), lr=self.lr, betas=(0.5, 0.999)) for part in (net, judge)]
         sign = 1 if task.metric.higher_is_better else -1
-        best, kept = -float("inf"), copy.deepcopy(net.state_dict())
+        done, best, kept = 0, -float("inf"), copy.deepcopy(net.state_dict())
         history: list[dict[str, Any]] = []
-        with progress.stage(self.label, self.epochs) as advance:
-            for epoch in range(1, self.epochs + 1):
+        learning: dict[str, Any] = {
+            "net": net,
+            "judge": judge,
+            "mean": mean,
+            "rule": rules[0],
+            "judge's rule": rules[1],
+        }
+        if (reached := course.reached()) is not None:
+            done, best, kept, history = (reached[name] for name in ("done", "best", "kept", "history"))
+            for name, part in learning.items():
+                part.load_state_dict(reached[name])
+
+        def state() -> dict[str, Any]:
+            parts = {name: part.state_dict() for name, part in learning.items()}
+            return parts | {"done": done, "best": best, "kept": kept, "history": history}
+
+        with progress.stage(self.label, self.epochs, before=done) as advance:
+            for epoch in range(done + 1, self.epochs + 1):
                 net.train()
                 losses = []
                 for chosen in torch.split(torch.randperm(len(real)), self.batch_size):
@@ -84,6 +101,8 @@ class Adversarial(Step):
                     said += f"  {task.metric.name} {score:.4f}"
                     if sign * score > best:
                         best, kept = sign * score, copy.deepcopy(mean.module.state_dict())
+                done = epoch
+                course.keep(state)
                 advance(1, said)
         net.load_state_dict(kept)
         return model.after(self, {"epochs": history}, net=net.eval())

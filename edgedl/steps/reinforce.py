@@ -54,18 +54,28 @@ class Reinforce(Step):
         """Raises `UsageError` for a task that has no episodes to play, or if the loss diverges."""
         import torch
 
-        from edgedl import progress
+        from edgedl import checkpoint, progress
         from edgedl.measure import evaluate
         from edgedl.torch_session import TorchSession
 
         if not hasattr(task, "episodes_from"):
             raise UsageError(f"reinforce: task {task.use} has no episodes to play; task control has")
+        course = checkpoint.Course(self.label, model.net.state_dict())
         net = copy.deepcopy(model.net)
         rule = torch.optim.Adam(net.parameters(), lr=self.lr)
-        best, kept = -float("inf"), copy.deepcopy(net.state_dict())
+        done, best, kept = 0, -float("inf"), copy.deepcopy(net.state_dict())
         history: list[dict[str, Any]] = []
-        with progress.stage(self.label, self.epochs) as advance:
-            for epoch in range(1, self.epochs + 1):
+        if (reached := course.reached()) is not None:
+            done, best, kept, history = (reached[name] for name in ("done", "best", "kept", "history"))
+            net.load_state_dict(reached["net"])
+            rule.load_state_dict(reached["rule"])
+
+        def state() -> dict[str, Any]:
+            parts = {"net": net.state_dict(), "rule": rule.state_dict()}
+            return parts | {"done": done, "best": best, "kept": kept, "history": history}
+
+        with progress.stage(self.label, self.epochs, before=done) as advance:
+            for epoch in range(done + 1, self.epochs + 1):
                 played = task.episodes_from(FIRST_SEED + (epoch - 1) * self.episodes, self.episodes)
                 loss = self._loss(net.train(), played)
                 if not loss.isfinite():
@@ -79,6 +89,8 @@ class Reinforce(Step):
                     if entry["score"] >= best:
                         best, kept = entry["score"], copy.deepcopy(net.state_dict())
                     history.append(entry)
+                done = epoch
+                course.keep(state)
                 advance(1, f"return {entry['played']:.1f}, validated {best:.1f}")
         net.load_state_dict(kept)
         return model.after(self, {"epochs": history}, net=net.eval())

@@ -40,6 +40,12 @@ class OnnxRuntime(Target):
             return f"onnxruntime scales a whole batch at once, so max_batch cannot be had with form {form!r}"
         return super().refusal(form, group_size)
 
+    def prepare(self, model: Model, task: Task, batch_size: int) -> None:
+        """Exports the graph, which targets of one scheme share."""
+        from edgedl.onnx_export import exported
+
+        exported(self.graph(model), task, batch_size, self.max_batch is not None)
+
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes `model.onnx`."""
         import onnx

@@ -39,6 +39,17 @@ class TensorRT(Target):
     needs_gpu: ClassVar[bool] = True
     extra: ClassVar[str] = "onnx"  # the extra `tensorrt` cannot be had everywhere, and is not needed to build
 
+    @property
+    def builds_apart(self) -> bool:
+        """Not where there is a GPU, which asking for has taken CUDA into use."""
+        return find_gpu() is None
+
+    def prepare(self, model: Model, task: Task, batch_size: int) -> None:
+        """Exports the graph, which targets of one scheme share."""
+        from edgedl.onnx_export import exported
+
+        exported(self.graph(model), task, batch_size, self.max_batch is not None)
+
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes `model.onnx` and `build.sh`, and `model.engine` if TensorRT and a GPU are here.
 

@@ -41,6 +41,17 @@ class TensorRTRTX(Target):
     needs_gpu: ClassVar[bool] = True
     extra: ClassVar[str] = "tensorrt-rtx"
 
+    @property
+    def builds_apart(self) -> bool:
+        """Not where there is a GPU, which asking for has taken CUDA into use."""
+        return find_gpu() is None
+
+    def prepare(self, model: Model, task: Task, batch_size: int) -> None:
+        """Exports the graph, which targets of one scheme share."""
+        from edgedl.onnx_export import exported
+
+        exported(self.graph(model), task, batch_size, self.max_batch is not None)
+
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes `model.onnx` and `model.rtx`. Raises `TargetError` with what NVIDIA's parser or builder refuses."""
         import onnx

@@ -60,6 +60,10 @@ class TorchTensorRT(Target):
     needs_gpu: ClassVar[bool] = True
     extra: ClassVar[str] = "torch-tensorrt"
 
+    @property
+    def builds_apart(self) -> bool:
+        return False
+
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
         """Writes `model.ep` and, where TensorRT takes all of the network, `model.engine` for the target `tensorrt`.
 

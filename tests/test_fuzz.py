@@ -1,0 +1,86 @@
+"""Damaged files and odd recipes are read or refused in a line, and what holds code does not run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks import fuzz
+from edgedl import recipe
+from edgedl.core import EdgedlError
+
+VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 10**20), st.floats(), st.text(max_size=20), st.sampled_from(fuzz.ODD)
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def as_toml(value: object) -> str:
+    """As far as TOML has a word for it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{as_toml(key)} = {as_toml(item)}' for key, item in value.items())} }}"
+    if isinstance(value, str):
+        return '"' + "".join(f"\\U{ord(letter):08x}" for letter in value) + '"'
+    return repr(value)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, tuple[bytes, fuzz.Reader]]:
+    return fuzz.samples(tmp_path_factory.mktemp("sound"))
+
+
+def test_damaged_files_are_read_or_refused_in_a_line(files):
+    found = fuzz.run(files, 30, seed=1)
+    assert len(found) == 10
+    for kind, came in found.items():
+        assert set(came) <= {"read", "refused"}, kind
+    assert sum(came["refused"] for came in found.values()) > 10
+
+
+@given(
+    key=st.sampled_from(["seed", "task", "model", "steps", "targets", "limits", "bench", "epochs", "widths", "use"]),
+    value=VALUES,
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_recipe_of_any_values_is_read_or_refused_in_a_line(key, value):
+    text = recipe_with(key, as_toml(value))
+    said = ""
+    try:
+        recipe.parse(text, Path("odd.toml"))
+    except EdgedlError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+def recipe_with(key: str, value: str) -> str:
+    """The recipe with another value under a key, wherever that stands first."""
+    start = fuzz.RECIPE.index(f"{key} = ") + len(key) + 3
+    depth, end = 0, start
+    while depth or fuzz.RECIPE[end] not in ",\n}]":
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(fuzz.RECIPE[end], 0)
+        end += 1
+    return fuzz.RECIPE[:start] + value + fuzz.RECIPE[end:]
+
+
+def test_code_in_files_does_not_run(files):
+    by_ending = {Path(name).suffix: reader for name, (_, reader) in files.items()}
+    assert fuzz.code_run(by_ending) == dict.fromkeys(("code.pt", "code.npz", "zip.pt", "code.pt2"), "refused")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "nowhere/" * 600], ids=["long", "with a zero", "deep"])
+def test_names_that_no_file_can_have_are_told(name, files, tmp_path):
+    for kind, (_, reader) in files.items():
+        if kind == "recipe.toml":  # which is parsed here, and read elsewhere
+            continue
+        with pytest.raises((EdgedlError, OSError)):  # the system's own words, which the program says in a line
+            reader(tmp_path / f"{name}.{kind.rpartition('.')[2]}")
