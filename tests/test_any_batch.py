@@ -18,6 +18,7 @@ import edgedl
 from edgedl import any_batch, dimensions, engine, ladder, measure, other_sizes, own, recipe
 from edgedl.core import Model, RecipeError, TargetError, UsageError
 from edgedl.quantize.simulate import Quantization
+from edgedl.report.terminal import print_report
 from edgedl.run import read_report
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tensorrt import TensorRT, build_script
@@ -383,7 +384,7 @@ class Words(nn.Module):
         return self.head(counted.sum(1) / mask.sum(1, keepdim=True))
 
 
-def test_a_network_of_ones_own_takes_padded_and_longer_samples(tmp_path):
+def test_a_network_of_ones_own_takes_padded_and_longer_samples(tmp_path, capsys):
     torch.manual_seed(0)
     net, rng = Words().eval(), np.random.default_rng(0)
     lengths = rng.integers(4, 13, (60, 1))
@@ -397,6 +398,9 @@ def test_a_network_of_ones_own_takes_padded_and_longer_samples(tmp_path):
     assert report["warnings"] == []
     assert {row["status"] for row in report["rows"]} == {"ok"}, report["rows"]
     assert all([one["sizes"]["length"] for one in entry["other_sizes"]] == [4, 40, 24] for entry in report["ladder"])
+    assert "at length 4; length 40; length 24: " in (run.folder / "report.html").read_text(encoding="utf-8")
+    print_report(report)
+    assert "; at length 4; length 40; length 24: " in " ".join(capsys.readouterr().out.split())
     longer = {"tokens": rng.integers(0, 20, (1, 31)), "mask": np.ones((1, 31), np.float32)}
     with torch.no_grad():
         expected = net(*map(torch.from_numpy, longer.values())).numpy()

@@ -69,7 +69,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
         alone = sum(other["target"] == entry["target"] for other in quantized) == 1
         name = entry["target"] if alone else f"{entry['target']}, {entry['variant']}"
         rungs = " → ".join(f"{rung['name']} {rung['score']:.4f}" for rung in entry["rungs"])
-        console.print(f"{name}: {rungs}; {agreement_in_words(entry)}")
+        console.print("; ".join(filter(None, (f"{name}: {rungs}", agreement_in_words(entry), other_sizes(entry)))))
     for changes in further_figures(report):
         console.print(changes)
     for row in report["rows"]:
@@ -389,6 +389,17 @@ def agreement_in_words(entry: Mapping[str, Any]) -> str:
         if divergence := entry["first_divergence"]:
             said += f", first at layer {divergence['layer']}"
     return f"{said}; int8 against float: {noise:.1f} dB"
+
+
+def other_sizes(entry: Mapping[str, Any]) -> str:
+    """How a file does where dimensions with names are of other sizes than in the data; nothing where it takes none."""
+    if not (found := entry.get("other_sizes")):
+        return ""
+    sizes = "; ".join(", ".join(f"{name} {size}" for name, size in one["sizes"].items()) for one in found)
+    if failed := next((one["failure"] for one in found if one["failure"]), None):
+        return f"at {sizes}: it does not run: {failed}"
+    worst = min(one["agreement_db"] for one in found)
+    return f"at {sizes}: {'bit for bit' if worst >= EXACT_DB else f'{worst:.1f} dB or more'}"
 
 
 def further_figures(report: Mapping[str, Any]) -> list[str]:
