@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from edgedl import building, checkpoint, gate, ladder, measure, plugins, progress, stages, stats
-from edgedl.core import EdgedlError, Target
+from edgedl import building, checkpoint, gate, ladder, measure, parallel, plugins, progress, stages, stats
+from edgedl.core import EdgedlError, Target, UsageError
 from edgedl.devices import local
 from edgedl.graph_session import Call, Replay, open_files
 from edgedl.recipe import Recipe
@@ -26,6 +27,10 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False, watch
     What fails for one target is a row of the report with its reason; the others go on.
     Raises `UsageError` before anything expensive, and whatever a step raises.
     """
+    if parallel.rank() > 0:
+        raise UsageError(
+            "of several processes the first alone compresses; torchrun --no-python edgedl compress does so"
+        )
     plugins.require(recipe.needed_targets)
     task = recipe.task
     task.arrays("test")
@@ -35,7 +40,8 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False, watch
     stages.check(recipe)
     with Run.started(recipe, source, root, fresh) as run, progress.diverted(run.log):
         progress.emit("run", folder=str(run.folder), recipe=recipe.name)
-        variants = stages.apply_steps(recipe, run, root, fresh, watch)
+        with parallel.joined():
+            variants = stages.apply_steps(recipe, run, root, fresh, watch)
         report = document.begin(recipe, {variant.name: variant.model for variant in variants}, baseline)
         unlearned = gate.why_unlearned(variants[0].source.score, task.metric, baseline)
         if unlearned:
@@ -51,6 +57,17 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False, watch
         run.save_quantization(variants[-1].model)
         run.finish(report)
     return run
+
+
+def help_train(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> None:
+    """What a process does that `torchrun` has started beside the first: its part of all training, and nothing else.
+
+    It takes from earlier runs what the first takes, and what it makes of steps goes when it ends.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run.create(recipe, source, Path(scratch))
+        with progress.diverted(run.log), parallel.joined():
+            stages.apply_steps(recipe, run, root, fresh)
 
 
 def _tell(report: Mapping[str, Any], num_rows: int) -> None:

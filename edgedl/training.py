@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from edgedl import checkpoint, progress, sparsity
+from edgedl import checkpoint, parallel, progress, sparsity
 from edgedl.core import Batch, Task, UsageError
 from edgedl.measure import evaluate
 from edgedl.sparsity import AfterStep
@@ -49,6 +49,8 @@ def fit(
     that are zero stay zero; `after_step` can change weights after every step, too.
 
     A run keeps where it has come to, and a later one goes on from there: to the same weights, on as many threads.
+    Several processes that have `parallel.joined` train together; statistics of batch norms are those of the first one's
+    parts of batches.
 
     Raises `UsageError` if the loss stops being a number.
     """
@@ -90,18 +92,20 @@ def fit(
             **{"best": best, "best_weights": best_weights},
         }
 
+    shared = parallel.module(net)
     with progress.stage(label, epochs, before=first - 1 + len(losses) / steps_per_epoch) as advance:
         for epoch in range(first, epochs + 1):
             net.train()
             if epoch > first or reached is None:
-                order, losses = torch.randperm(num_samples), []
+                order, losses = parallel.same(torch.randperm(num_samples)), []
             batches = torch.split(order, batch_size)
             for index in range(len(losses) + 1, len(batches) + 1):
-                batch = {name: values[batches[index - 1]] for name, values in data.items()}
+                mine, share = parallel.part(batches[index - 1])
+                batch = {name: values[mine] for name, values in data.items()}
                 rule.zero_grad()
-                given = net(*(batch[name] for name in task.inputs))
+                given = shared(*(batch[name] for name in task.inputs))
                 # A mapping may hold more than the task's outputs, for the loss to see.
-                value = loss(given if isinstance(given, Mapping) else named_outputs(given, task), batch)
+                value = share * loss(given if isinstance(given, Mapping) else named_outputs(given, task), batch)
                 value.backward()  # type: ignore[no-untyped-call]
                 rule.step()
                 with torch.no_grad():
@@ -109,9 +113,11 @@ def fit(
                         hook(net, epoch - 1 + index / steps_per_epoch)
                 if decay is not None:
                     decay.step()
-                losses.append(value.item())
+                losses.append(parallel.mean(value))
                 advance(1 / steps_per_epoch)
                 course.keep(state)
+            for buffer in net.buffers():
+                parallel.same(buffer)
             mean_loss = float(np.mean(losses))
             if not np.isfinite(mean_loss):
                 raise UsageError(f"{label}: the loss became {mean_loss} in epoch {epoch}; try a smaller lr than {lr}")
@@ -121,6 +127,7 @@ def fit(
             # Of equal scores the one with the smaller loss: it is the surer.
             if epoch >= choose_from and (sign * score, -mean_loss) > best:
                 best, best_weights = (sign * score, -mean_loss), copy.deepcopy(net.state_dict())
+    torch.set_rng_state(parallel.same(torch.get_rng_state()))  # parts of other sizes have drawn other numbers
     if epochs >= first:
         course.finish(lambda: state() | {"epoch": epochs + 1, "net": best_weights})
     net.load_state_dict(best_weights)

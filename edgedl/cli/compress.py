@@ -153,10 +153,12 @@ def compress(
     plugins.require(wanted.targets)  # before the imports below, which need torch
     if track is not None:
         tracking.check(track)
-    from edgedl import pipeline
+    from edgedl import parallel, pipeline
     from edgedl.report import page, terminal
     from edgedl.run import read_report
 
+    if parallel.rank() > 0:
+        return pipeline.help_train(wanted, text, out, fresh=fresh)
     try:
         with progress.display(quiet or json_lines):
             run = pipeline.compress(wanted, text, out, fresh=fresh)
