@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from edgedl import child
-from edgedl.core import MissingPackage, TargetError, UnsupportedOperator
+from edgedl import child, plugins
+from edgedl.core import MissingPackage, Model, TargetError, UnsupportedOperator
+from tests.toys import Noise
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux are processes copied")
 MINUTE = child.Bounds(60)
@@ -99,3 +101,17 @@ def test_a_copy_computes_where_the_process_had_threads():
         assert child.call("the work", lambda: float((matrix @ matrix)[0, 0]), MINUTE) == 500.0
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_converter_works_where_the_process_has_converted_before(tmp_path):
+    """Its pools of threads are not there in the copy."""
+    target = plugins.load("targets", "tflite")()
+    nets = [nn.Sequential(nn.Conv2d(8, 4, 3), nn.ReLU(), nn.Conv2d(4, width, 1), nn.Tanh()).eval() for width in (2, 3)]
+    for net in nets:
+        net(torch.zeros(1, 8, 10, 10))
+    target.build(Model(net=nets[0]), Noise(), tmp_path, batch_size=1)
+
+    def build() -> int:
+        return target.build(Model(net=nets[1]), Noise(), tmp_path, batch_size=1).file.stat().st_size
+
+    assert child.call("the converter", build, MINUTE) > 1000

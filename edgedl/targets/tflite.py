@@ -86,7 +86,7 @@ class TFLite(Target):
         any_batch, notes = self.max_batch is not None, dimensions.kept(task, ONE_FREE)
 
         def converted(inputs: tuple[torch.Tensor, ...]) -> tuple[bytes, Mapping[str, int]]:
-            with ours() as lowered, _converting_transposed(model.precision):
+            with ours() as lowered, _converting_transposed(model.precision), _one_thread():
                 try:
                     made = litert_torch.convert(graph, inputs)
                 except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
@@ -368,6 +368,28 @@ def _store_in_half(graph: Flatbuffer) -> None:
         tensor.buffer = 0  # the empty one
         operators.append(graph.operator("DEQUANTIZE", [graph.add(held)], [index], version=3))
     graph.operators = operators + graph.operators
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Lets JAX, which litert-torch lowers by, verify graphs without its pool of threads.
+
+    Such a pool has none in a copy of the process (`child.py`), where whoever waits for it waits for ever.
+    """
+    from jax._src.interpreters import mlir
+
+    make = mlir.make_ir_context
+
+    def make_without_threads() -> Any:
+        context = make()
+        context.enable_multithreading(False)
+        return context
+
+    mlir.make_ir_context = make_without_threads
+    try:
+        yield
+    finally:
+        mlir.make_ir_context = make
 
 
 @contextmanager
