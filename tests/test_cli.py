@@ -727,5 +727,5 @@ def test_a_file_that_may_not_grow_is_one_line_and_no_report(edgedl, tmp_path, si
     call += command("compress", "--recipe", "small.toml")
     done = start(call, tmp_path)
     assert done.returncode == 1, done.stderr
-    assert the_line(done) == "edgedl: runs: File too large"
+    assert re.fullmatch(r"edgedl: runs: File too large \(log: runs/small/[^/]+/log\.txt\)", the_line(done))
     assert_nothing_is_half_written(tmp_path / "runs")
