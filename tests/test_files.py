@@ -20,13 +20,13 @@ HALF_A_SURROGATE = "\ud800"  # no encoding has it: writing fails on the way
 @pytest.fixture
 def no_room(monkeypatch):
     """A disk that is full after ten characters."""
-    written = Path.write_text
+    written = Path.write_bytes
 
-    def write_text(self: Path, text: str, **options: str) -> int:
-        written(self, text[:10], **options)
+    def write_bytes(self: Path, content: bytes) -> int:
+        written(self, content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
 
 
 def names(folder: Path) -> list[str]:
