@@ -37,6 +37,7 @@ COLD_SECONDS = 0.005
 LONG_SECONDS = 2.0
 """What takes longer is shown by itself, inside the stage that it belongs to."""
 MAX_OPENING_SECONDS = 1800.0
+"""A recipe's `limits.build_minutes` where there is none: large files may be compiled for long when they are opened."""
 NARROWED = {"int64": "int32"}
 """What a converter makes of an input's dtype, which the session then takes as well."""
 
@@ -232,9 +233,7 @@ def cold_start(
     """
     command = fresh_command(target, file) + ([] if num_bytes is None else [str(num_bytes)])
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
-        )  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
         raise TargetError(f"{file}: had not opened and run after {seconds:g} s in a process of its own") from error
     if done.returncode != 0:

@@ -62,8 +62,10 @@ def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False, watch
 def help_train(recipe: Recipe, source: str, root: Path, fresh: bool = False) -> None:
     """What a process does that `torchrun` has started beside the first: its part of all training, and nothing else.
 
-    It takes from earlier runs what the first takes, and what it makes of steps goes when it ends.
+    It takes from earlier runs what the first takes, and what it makes of steps goes when it ends. Of its progress it
+    tells nobody: the first process does.
     """
+    progress.hide()
     with tempfile.TemporaryDirectory() as scratch:
         run = Run.create(recipe, source, Path(scratch))
         with progress.diverted(run.log), parallel.joined():

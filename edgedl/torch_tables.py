@@ -1,4 +1,4 @@
-"""Tables that torch makes anew at each export, kept: of a small network's export to ONNX they are three quarters.
+"""Tables that torch makes anew at each export, kept: they take longer than the export of a small network itself.
 
 The functions that are replaced are torch's own, not its interface. A version without them exports as it always did.
 """

@@ -80,7 +80,7 @@ def _options(
 
 def main() -> None:
     """Runs the program; errors that a person can mend are one line on stderr, never a traceback."""
-    # Frameworks make a million objects that stay; looking them through as often as is usual is a tenth of a short run.
+    # Frameworks make a million objects that stay; short runs would look them through again and again.
     gc.set_threshold(100_000, 20, 20)
     _open_closed_streams()
     terminal = os.dup(2)

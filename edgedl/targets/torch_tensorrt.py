@@ -62,6 +62,7 @@ class TorchTensorRT(Target):
 
     @property
     def builds_apart(self) -> bool:
+        """Never: it takes CUDA into use as soon as it is imported."""
         return False
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
