@@ -13,7 +13,7 @@ from edgedl import space as spaces
 from edgedl.comparison import File
 from edgedl.core import RecipeError, UsageError
 from edgedl.report import searched
-from edgedl.study import Goal, Study, Trial
+from edgedl.study import Goal, Seldom, Study, Trial
 from edgedl.workers import Job, Workers
 
 SCHEMA = 1
@@ -83,9 +83,13 @@ def search(
     running: dict[int, str] = {}
     attempts: dict[int, int] = {}
     why = ""  # why no other trial begins
+    look, write = Seldom(lambda: show(study, running)), Seldom(lambda: write_findings(study, folder))
+    is_written = True
     try:
         while True:
             while not why and len(running) < (workers.num if study.reference else 1):
+                if until is not None and time.monotonic() >= until:
+                    break
                 why = _why_enough(study, num_trials, len(running))
                 if not why and (trial := study.ask()) is None:
                     why = "all that the recipe's table search leaves open has been tried"
@@ -97,9 +101,10 @@ def search(
                     except RecipeError as error:
                         del running[trial.number]
                         study.tell(trial.number, {"state": "failed", "reason": str(error), "figures": {}})
-            show(study, running)
-            if not running:
+            if not running and why:
                 return why
+            look()
+            is_written = is_written or write()
             if until is not None and time.monotonic() >= until:
                 return "the time is up; run the same command to go on"
             for event in workers.events(TICK if until is None else min(TICK, max(until - time.monotonic(), 0.0))):
@@ -116,13 +121,13 @@ def search(
                 result = event.result or {"state": "failed", "reason": f"{event.lost}, each time", "figures": {}}
                 del running[number]
                 _check_first(study, study.tell(number, result))
-                write_findings(study, folder)
-                show(study, running)
+                is_written = False
     finally:
         workers.stop()
         for number in list(running):
             study.interrupt(number)
         write_findings(study, folder)
+        show(study, {})
 
 
 def write_findings(study: Study, folder: Path) -> None:
@@ -178,8 +183,7 @@ def compared(study: Study, folder: Path) -> list[File]:
 
 
 def _why_enough(study: Study, num_trials: int | None, num_running: int) -> str:
-    finished = sum(trial.is_finished for trial in study.trials())
-    if num_trials is None or finished + num_running < num_trials:
+    if num_trials is None or study.num_finished + num_running < num_trials:
         return ""
     return f"{num_trials} trials have finished; to go on, give more --trials"
 

@@ -275,9 +275,11 @@ def test_a_page_has_all_files_side_by_side(searched_in):
 
 
 def test_files_that_miss_a_limit_are_not_on_the_front(searched_in):
-    sizes = sorted(one.figures.value("size") for one in study_in(searched_in).trials())
-    study = study_in(searched_in)
-    study.goal = searching.goal(str(searched_in / "small.toml"), None, "score", f"size<={sizes[0] / 1000}kB")
+    trials = study_in(searched_in).trials()
+    sizes = sorted(one.figures.value("size") for one in trials)
+    study = study_in(searched_in, objective="score", limits=f"size<={sizes[0] / 1000}kB")
+    for one in trials:
+        study.tell(study.ask().number, one.result)
     assert [one.figures.value("size") for one in study.front()] == sizes[:1]
     assert [one.in_words.startswith("misses size<=") for one in study.trials()].count(True) == 1
     refused = [file for file in searching.compared(study, searched_in) if file.row["status"] == "refused"]
