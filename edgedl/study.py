@@ -127,7 +127,8 @@ class Study:
                 kept.set_metric_names(list(goal.objectives))
                 self._id = self._database.get_study_id_from_name(self.name)
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            raise UsageError(f"--storage {storage}: {str(error).splitlines()[0]}") from error
+            shown = re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", storage)
+            raise UsageError(f"--storage {shown}: {str(error).splitlines()[0]}") from error
         self._sampler = optuna.create_study(directions=directions)  # in memory: it proposes, from what has finished
         self._written = goal.space.sample(lambda path, found: goal.space.written[path])
         self._known: dict[int, Trial] = {}
