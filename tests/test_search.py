@@ -422,17 +422,6 @@ search = { "steps.train.epochs" = { low = 1, high = 9 } }
 """
 
 
-CUT = """
-task = { use = "digits" }
-model = { use = "mlp", widths = [16] }
-steps = [ { use = "train", epochs = 1 }, { use = "prune", ratio = 0.3, iterations = 1, epochs = 1 } ]
-targets = [ { use = "onnxruntime" } ]
-limits = { score_drop = 0.9, slower = "allow", unlearned = "allow" }
-bench = { min_seconds = 0.02, rounds = 2 }
-search = { "steps.prune.importance" = ["taylor", "l1"] }
-"""
-
-
 def test_a_worker_that_is_killed_loses_no_finished_trial_and_its_own_is_begun_again(tmp_path):
     study, team = study_in(tmp_path, text=TRAINED), Processes(1, tmp_path / "workers.log")
     study.tell(study.ask().number, come_of(0))
@@ -487,7 +476,7 @@ def test_what_runs_when_time_is_up_or_it_is_interrupted_comes_first_the_next_tim
     assert study.ask().values == FIRST
 
 
-def test_trials_on_a_cluster_go_on_where_a_node_is_killed(tmp_path, monkeypatch):
+def test_trials_on_a_cluster_go_on_where_a_node_is_killed(searched_in, tmp_path, monkeypatch):
     """Each node has a home of its own, and the search a third: they have the place for artifacts in common alone."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
@@ -507,13 +496,14 @@ def test_trials_on_a_cluster_go_on_where_a_node_is_killed(tmp_path, monkeypatch)
         else:
             ray.init(address=cluster.address, log_to_driver=False)
             team = OnRay("ray", 1)
-        study, here, shared = study_in(tmp_path, text=CUT), tmp_path / "here", (tmp_path / "shared").as_uri()
+        study, here, shared = study_in(tmp_path), tmp_path / "here", (tmp_path / "shared").as_uri()
         here.mkdir()
+        first = study.tell(study.ask().number, study_in(searched_in).trials()[0].result).result["run"]
+        artifacts.put(f"{shared}/{study.name}", first, searched_in)
         killed: list[Any] = []
 
         def kill_the_node(study: Study, running: Mapping[int, str]) -> None:
-            at_work = running and not ray.available_resources().get("CPU")
-            if study.reference and at_work and not killed:
+            if running and not killed and not ray.available_resources().get("CPU"):  # it is at work
                 killed.append(node)
                 cluster.remove_node(node, allow_graceful=False)
                 add_node("b")
@@ -521,9 +511,9 @@ def test_trials_on_a_cluster_go_on_where_a_node_is_killed(tmp_path, monkeypatch)
         searching.search(study, here, team, 2, None, False, kill_the_node, shared)
         assert len(killed) == 1
         assert [one.state for one in study.trials()] == ["done", "done"]
-        first, second = (str(one.result["run"]) for one in study.trials())
+        second = study.trials()[1].result["run"]
         report = read_report(tmp_path / "shared" / study.name / second)
-        assert first in report["steps"][0]["metrics"]["reused"]  # a network that the killed node had trained
+        assert first in report["steps"][0]["metrics"]["reused"]
         nodes = [tmp_path / name / ".cache" / "edgedl" / "searches" / study.name for name in ("a", "b")]
         assert [(folder / second / "report.json").is_file() for folder in nodes] == [False, True]
         assert not any((here / run).exists() for run in (first, second))
