@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--workers", nargs="+", type=int, help="by default 1, 2, 10, 100, 1000, and 1, 2 of real ones")
-    parser.add_argument("--trial", type=float, default=60.0, help="seconds that a trial takes which only waits")
+    parser.add_argument("--trial", type=float, default=300.0, help="seconds that a trial takes which only waits")
     parser.add_argument("--storage", help="an empty database, such as postgresql://HOST/NAME; by default SQLite")
     parser.add_argument("--seconds", type=float, default=300.0, help="of a search of real trials")
     parser.add_argument("--epochs", type=int, default=5, help="of training")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STARTUP = 8
 """So many trials by chance before the sampler has enough to go by."""
+SEEN = 250
+"""So many of the latest trials the sampler goes by, twice as many for a while, and by the front: it takes its time."""
 MAX_REPEATS = 50
 """So many proposals in a row that were tried before: then all has been, or as good as."""
 UNMET = 1e6
@@ -129,7 +131,9 @@ class Study:
         except (SQLAlchemyError, ImportError, ValueError) as error:
             shown = re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", storage)
             raise UsageError(f"--storage {shown}: {str(error).splitlines()[0]}") from error
+        self._directions = directions
         self._sampler = optuna.create_study(directions=directions)  # in memory: it proposes, from what has finished
+        self._learned: list[optuna.trial.FrozenTrial] = []
         self._written = goal.space.sample(lambda path, found: goal.space.written[path])
         self._known: dict[int, Trial] = {}
         self._open: dict[int, int] = {}
@@ -317,8 +321,17 @@ class Study:
             params=self._as_asked(trial.values),
             distributions=self._distributions(trial.values),
             constraints=limits | gate,
+            user_attrs={"number": trial.number},
         )
-        self._sampler.add_trial(found)
+        self._learned.append(found)
+        if len(self._learned) <= 2 * SEEN + len(self._front):
+            self._sampler.add_trial(found)
+            return
+        best = {other.number for other in self._front}
+        old, latest = self._learned[:-SEEN], self._learned[-SEEN:]
+        self._learned = [other for other in old if other.user_attrs["number"] in best] + latest
+        self._sampler = optuna.create_study(directions=self._directions)
+        self._sampler.add_trials(self._learned)
 
     def _read_all(self) -> None:
         """Takes up what other searches have begun and finished."""

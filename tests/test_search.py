@@ -321,6 +321,16 @@ def test_a_search_without_anything_left_to_try_ends(tmp_path, monkeypatch):
     assert [one.values["steps.prune.importance"] for one in study.trials()] == ["taylor", "l1"]
 
 
+def test_the_sampler_goes_by_the_latest_trials_and_the_front(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgedl.study.SEEN", 3)
+    study = study_in(tmp_path)
+    for number in range(9):  # each larger than the one before, so that the first is the best
+        study.tell(study.ask().number, come_of(number))
+    seen = [one.user_attrs["number"] for one in study._sampler.trials if "number" in one.user_attrs]
+    assert seen == [0, 5, 6, 7, 8]
+    assert [one.number for one in study.front()] == [0]
+
+
 # What cannot come to anything
 
 
