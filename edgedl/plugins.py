@@ -63,14 +63,16 @@ def load(kind: Kind, name: str) -> type[Part]:
 
 def _foreign(kind: Kind) -> dict[str, str]:
     """Where the plugins of installed packages are, by name."""
-    entries = _entry_points(tuple(sys.path)).select(group=f"edgedl.{kind}")
-    return {entry.name.replace("_", "-"): f"{entry.module}:{entry.attr}" for entry in entries}
+    return _foreign_on(tuple(sys.path), kind)
 
 
 @cache
-def _entry_points(path: tuple[str, ...]) -> Any:  # whose type is not the same in all versions of Python
+def _foreign_on(path: tuple[str, ...], kind: Kind) -> dict[str, str]:
     """Those of all packages on a path: reading their metadata takes longer than reading a recipe."""
-    return importlib.metadata.entry_points()
+    entries: Any = importlib.metadata.entry_points()  # whose type is not the same in all versions of Python
+    return {
+        entry.name.replace("_", "-"): f"{entry.module}:{entry.attr}" for entry in entries.select(group=f"edgedl.{kind}")
+    }
 
 
 def named(source: str) -> Any:

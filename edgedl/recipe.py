@@ -77,6 +77,12 @@ class Range(BaseModel):
         strides = 0.0 if self.step is None else (number - self.low) / self.step
         return abs(strides - round(strides)) < 1e-6
 
+    def nearest(self, number: float) -> float:
+        """The number itself, or where there are strides the one at the end of the nearest."""
+        if self.step is None or self.whole:
+            return number
+        return float(self.low + round((number - self.low) / self.step) * self.step)
+
     def rounded(self, number: float) -> float:
         """A number of its with few digits, so that recipes can be read."""
         if self.whole:

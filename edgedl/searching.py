@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgedl import comparison, files, picking, plugins
+from edgedl import artifacts, comparison, files, picking, plugins
 from edgedl import space as spaces
 from edgedl.comparison import File
 from edgedl.core import RecipeError, UsageError
 from edgedl.report import searched
-from edgedl.study import Goal, Study, Trial
+from edgedl.study import Goal, Seldom, Study, Trial
 from edgedl.workers import Job, Workers
 
 SCHEMA = 1
@@ -72,8 +72,11 @@ def search(
     seconds: float | None,
     measure_all: bool,
     show: Show,
+    shared: str | None = None,
 ) -> str:
     """Runs trials below `folder` until so many have finished in all, or so much time has passed; says why it ends.
+
+    Run folders are kept at the address `shared`, too, which all workers reach.
 
     What is at work at the end of the time, or when it is interrupted, is stopped: its finished steps are kept, and the
     next search of the same goal asks for it again. The recipe as it is written is the first trial, alone, since others
@@ -83,9 +86,13 @@ def search(
     running: dict[int, str] = {}
     attempts: dict[int, int] = {}
     why = ""  # why no other trial begins
+    look, write = Seldom(lambda: show(study, running)), Seldom(lambda: write_findings(study, folder))
+    is_written = True
     try:
         while True:
             while not why and len(running) < (workers.num if study.reference else 1):
+                if until is not None and time.monotonic() >= until:
+                    break
                 why = _why_enough(study, num_trials, len(running))
                 if not why and (trial := study.ask()) is None:
                     why = "all that the recipe's table search leaves open has been tried"
@@ -93,13 +100,14 @@ def search(
                     assert trial is not None
                     running[trial.number], attempts[trial.number] = "", 1
                     try:
-                        _submit(study, folder, workers, trial, measure_all)
+                        _submit(study, folder, workers, trial, measure_all, shared)
                     except RecipeError as error:
                         del running[trial.number]
                         study.tell(trial.number, {"state": "failed", "reason": str(error), "figures": {}})
-            show(study, running)
-            if not running:
+            if not running and why:
                 return why
+            look()
+            is_written = is_written or write()
             if until is not None and time.monotonic() >= until:
                 return "the time is up; run the same command to go on"
             for event in workers.events(TICK if until is None else min(TICK, max(until - time.monotonic(), 0.0))):
@@ -111,18 +119,18 @@ def search(
                     attempts[number] += 1
                     running[number] = f"begun again: {event.lost}"
                     trial = next(found for found in study.trials() if found.number == number)
-                    _submit(study, folder, workers, trial, measure_all)
+                    _submit(study, folder, workers, trial, measure_all, shared)
                     continue
                 result = event.result or {"state": "failed", "reason": f"{event.lost}, each time", "figures": {}}
                 del running[number]
                 _check_first(study, study.tell(number, result))
-                write_findings(study, folder)
-                show(study, running)
+                is_written = False
     finally:
         workers.stop()
         for number in list(running):
             study.interrupt(number)
         write_findings(study, folder)
+        show(study, {})
 
 
 def write_findings(study: Study, folder: Path) -> None:
@@ -157,13 +165,15 @@ def findings(study: Study) -> dict[str, Any]:
     }
 
 
-def compared(study: Study, folder: Path) -> list[File]:
+def compared(study: Study, folder: Path, shared: str | None = None) -> list[File]:
     """The files of all finished trials, and the first one's float file, as `edgedl compare` has them.
 
-    Those that miss a limit of the search are refused by it.
+    Those that miss a limit of the search are refused by it. Reports that are not here are fetched from `shared`.
     """
     found: list[File] = []
     for trial in study.trials():
+        if shared and trial.state == "done":
+            _fetch_report(study, trial, folder, shared)
         if trial.state != "done" or not (folder / str(trial.result["run"]) / "report.json").is_file():
             continue
         rows = comparison.read([str(folder / str(trial.result["run"]))], folder)
@@ -177,14 +187,24 @@ def compared(study: Study, folder: Path) -> list[File]:
     return found
 
 
+def _fetch_report(study: Study, trial: Trial, folder: Path, shared: str) -> None:
+    run = str(trial.result["run"])
+    if not (folder / run).exists() and (report := artifacts.read(_kept_at(study, shared), run)) is not None:
+        with artifacts.arriving(folder / run) as arrived:
+            files.write_bytes(arrived / "report.json", report)
+
+
+def _kept_at(study: Study, shared: str) -> str:
+    return f"{shared.rstrip('/')}/{study.name}"
+
+
 def _why_enough(study: Study, num_trials: int | None, num_running: int) -> str:
-    finished = sum(trial.is_finished for trial in study.trials())
-    if num_trials is None or finished + num_running < num_trials:
+    if num_trials is None or study.num_finished + num_running < num_trials:
         return ""
     return f"{num_trials} trials have finished; to go on, give more --trials"
 
 
-def _submit(study: Study, folder: Path, workers: Workers, trial: Trial, measure_all: bool) -> None:
+def _submit(study: Study, folder: Path, workers: Workers, trial: Trial, measure_all: bool, shared: str | None) -> None:
     """Raises `RecipeError` where the trial's values do not go together."""
     asked = study.goal
     targets = [
@@ -199,6 +219,8 @@ def _submit(study: Study, folder: Path, workers: Workers, trial: Trial, measure_
         "name": trial.name,
         "recipe": text,
         "root": str(folder.absolute()),
+        "artifacts": shared and _kept_at(study, shared),
+        "first": reference and reference.result["run"],
         "objectives": list(asked.objectives),
         "limits": [vars(limit) for limit in asked.limits],
         "reference": reference and reference.result["reference"],

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from edgedl import comparison, counting, pipeline
+from edgedl import artifacts, comparison, counting, pipeline
 from edgedl import recipe as recipes
 from edgedl.core import EdgedlError, Model, Step
 from edgedl.hopeless import Earlier, Early, Figures, Hopeless, Judge
@@ -29,6 +29,8 @@ FIGURES = (*comparison.OBJECTIVES, "drop", "speedup")
 def run(job: Mapping[str, Any], root: Path, say: Say = lambda doing: None) -> dict[str, Any]:
     """Runs a job's recipe below `root`; says which step it has done. Its result says what came of it.
 
+    Where the search has a place for artifacts, the first trial's run comes from there, and the trial's own goes there.
+
     `state` is "done", with the figures of the file, "stopped", where nothing can come of it, or "failed", with the
     reason. Never raises what a recipe, data or a runtime may be at fault for.
     """
@@ -37,6 +39,8 @@ def run(job: Mapping[str, Any], root: Path, say: Say = lambda doing: None) -> di
     result: dict[str, Any] = {"state": "failed", "reason": None, "figures": {}}
     try:
         recipe = recipes.parse(job["recipe"], Path(f"{job['name']}.toml"))
+        if job["artifacts"] and job["first"]:
+            artifacts.fetch(job["artifacts"], job["first"], root)
         judge = _judge(job, recipe) if job["earlier"] else None
 
         def watch(step: Step, model: Model) -> None:
@@ -47,6 +51,8 @@ def run(job: Mapping[str, Any], root: Path, say: Say = lambda doing: None) -> di
                     judge.watch(step.label, early[step.label])
 
         made = pipeline.compress(recipe, job["recipe"], root, watch=watch)
+        if job["artifacts"]:
+            artifacts.put(job["artifacts"], str(made.folder.relative_to(root)), root)
         result |= _result(made.folder, root)
     except Hopeless as error:
         result |= {"state": "stopped", "reason": str(error), "figures": dict(error.at_best.known)}

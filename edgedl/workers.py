@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgedl import plugins
+from edgedl import artifacts, plugins
 from edgedl.core import MissingPackage, UsageError
 
 Job = Mapping[str, Any]
@@ -176,6 +176,8 @@ class OnRay:
         self.num = num
         self._ray = ray
         self._running: dict[Any, tuple[int, Path]] = {}
+        self._first: dict[str, Any] = {}
+        """The first trial's run, as Ray has it."""
         try:
             if not ray.is_initialized():
                 ray.init(address=None if address == "ray" else address, log_to_driver=False, configure_logging=False)
@@ -184,11 +186,17 @@ class OnRay:
         self._remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(run_there)
 
     def submit(self, number: int, job: Job) -> None:
-        self._running[self._remote.remote(dict(job))] = (number, Path(job["root"]))
+        root, first = Path(job["root"]), job["first"]
+        if first and not job["artifacts"] and first not in self._first and (root / first).is_dir():
+            self._first[first] = self._ray.put(_packed(root / first))
+        self._running[self._remote.remote(dict(job), self._first.get(first))] = (number, root)
 
     def events(self, timeout: float) -> list[Event]:
         found = []
-        done, _ = self._ray.wait(list(self._running), timeout=timeout)
+        running = list(self._running)
+        done, others = self._ray.wait(running, timeout=timeout)
+        if done and others:  # what else has ended by now: with many workers one at a time is too slow
+            done += self._ray.wait(others, num_returns=len(others), timeout=0)[0]
         for reference in done:
             number, root = self._running.pop(reference)
             try:
@@ -198,7 +206,7 @@ class OnRay:
                 found.append(Event(number, lost=f"Ray lost it: {said[0] if said else type(error).__name__}"))
                 continue
             if packed is not None:
-                _unpack(packed, root)
+                _unpack(packed, root / result["run"])
             found.append(Event(number, result=result))
         return found
 
@@ -208,25 +216,31 @@ class OnRay:
         self._running.clear()
 
 
-def run_there(job: Job) -> tuple[Mapping[str, Any], bytes | None]:
-    """A task: the trial's result, and its run folder as a zip; what it has learned stays on its node for others."""
+def run_there(job: Job, first: bytes | None) -> tuple[Mapping[str, Any], bytes | None]:
+    """A task: the trial's result, and its run folder as a zip, where there is no storage to keep it in.
+
+    What it has learned stays on its node for others, and so does the run of the first trial, which it is given.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from edgedl import trial
 
     root = Path.home() / ".cache" / "edgedl" / "searches" / job["study"]
     root.mkdir(parents=True, exist_ok=True)
+    if first is not None:
+        _unpack(first, root / job["first"])
     result = trial.run(job, root)
-    return result, _packed(root, root / result["run"]) if "run" in result else None
+    return result, _packed(root / result["run"]) if "run" in result and not job["artifacts"] else None
 
 
-def _packed(root: Path, folder: Path) -> bytes:
+def _packed(folder: Path) -> bytes:
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*")):
-            archive.write(file, file.relative_to(root))
+            archive.write(file, file.relative_to(folder))
     return held.getvalue()
 
 
-def _unpack(packed: bytes, root: Path) -> None:
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        archive.extractall(root)
+def _unpack(packed: bytes, folder: Path) -> None:
+    if not folder.exists():
+        with artifacts.arriving(folder) as arrived, zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            archive.extractall(arrived)

@@ -21,6 +21,7 @@ from benchmarks import (
     networks,
     pruning,
     quantization,
+    scaling,
     search,
     table,
     zoo,
@@ -463,3 +464,27 @@ def test_a_search_s_table_says_how_many_trials_dominate_the_recipe_as_it_is_writ
     )
     assert "| small | 2 | 5, 2, 1 | 7.0 | 0.9000, 50.0 µs | 1 |" in text
     assert "- trial 4: 0.9000, 50.0 µs" in text
+
+
+def test_what_a_search_costs_is_measured_without_waiting(monkeypatch):
+    monkeypatch.setattr(scaling, "LEAST", 4)
+    began = time.monotonic()
+    row = scaling.simulated(2, 3600.0, None)
+    assert time.monotonic() - began < 3600
+    assert (row["storage"], row["trials"]) == ("sqlite", 1 + 2 * scaling.ROUNDS)
+    assert 0 < row["idle"] < 0.5
+    team = scaling.Waiting(1, 10.0)
+    team.submit(0, {"name": "x"})
+    assert team.events(1.0) == []  # it takes five seconds at least
+    (event,) = team.events(60.0)
+    assert (event.number, event.result["state"]) == (0, "done")
+    text = scaling.table(
+        [
+            {"part": "simulated", "workers": 2, **row, "ms_a_trial": 20.0, "idle": 0.0125},
+            {"part": "search", "workers": 2, "trials": 9, "per_hour": 950.0},
+            {"part": "search", "workers": 1, "trials": 5, "per_hour": 500.0},
+        ]
+    )
+    assert "| 2 | 7 | 20.0 ms | 1.25% |" in text
+    assert "| 1 | 500 | 1.00× |\n| 2 | 950 | 1.90× |" in text
+    assert "training" not in text

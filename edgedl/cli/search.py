@@ -44,6 +44,12 @@ def search(
         str | None,
         typer.Option(help="The database, such as postgresql://HOST/NAME; by default a file in the search's folder."),
     ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(
+            help="Where trials leave their run folders, reached by all workers: s3://BUCKET/DIR, gs://..., file://..."
+        ),
+    ] = None,
     measure_all: Annotated[
         bool, typer.Option("--measure-all", help="Stop no trial of which cheap figures say that it is hopeless.")
     ] = False,
@@ -60,6 +66,7 @@ def search(
     seconds = None if budget is None else _seconds(budget)
     goal = searching.goal(recipe, target, objective, limit)
     plugins.require(target for target in goal.space.recipe.needed_targets if target.label == goal.target)
+    from edgedl import artifacts as kept
     from edgedl.study import Study, database
     from edgedl.workers import OnRay, Processes, Workers
 
@@ -68,22 +75,24 @@ def search(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}; choose another with --out") from error
+    if artifacts is not None:
+        kept.check(artifacts)
     study = Study(goal, storage or database(folder))
     team: Workers = Processes(workers, folder / "workers.log") if on is None else OnRay(on, workers)
     try:
         with _shown(study) as show:
-            why = searching.search(study, folder, team, trials, seconds, measure_all, show)
+            why = searching.search(study, folder, team, trials, seconds, measure_all, show, artifacts)
     except KeyboardInterrupt:
-        _conclude(study, folder, "interrupted; run the same command to go on", as_json)
+        _conclude(study, folder, "interrupted; run the same command to go on", as_json, artifacts)
         raise
     if as_json:
         print_json(searching.findings(study))
-    _conclude(study, folder, why, as_json)
+    _conclude(study, folder, why, as_json, artifacts)
     if not study.front():
         raise typer.Exit(NONE_MET)
 
 
-def _conclude(study: Study, folder: Path, why: str, as_json: bool) -> None:
+def _conclude(study: Study, folder: Path, why: str, as_json: bool, artifacts: str | None) -> None:
     from edgedl.report import searched
     from edgedl.report.terminal import open_console
 
@@ -100,15 +109,15 @@ def _conclude(study: Study, folder: Path, why: str, as_json: bool) -> None:
     console.print(f"ended: {why}")
     if front:
         console.print(f"recipes: {folder / 'front'}; edgedl compress --recipe {folder / 'front' / front[0].name}.toml")
-    console.print(f"page: {_page(study, folder)}")
+    console.print(f"page: {_page(study, folder, artifacts)}")
 
 
-def _page(study: Study, folder: Path) -> str:
+def _page(study: Study, folder: Path, artifacts: str | None) -> str:
     from edgedl import comparison, searching
     from edgedl.core import MissingPackage
     from edgedl.report import compared
 
-    files = searching.compared(study, folder)
+    files = searching.compared(study, folder, artifacts)
     if not files:
         return "none, no trial was measured"
     try:
