@@ -144,7 +144,8 @@ def test_states_are_read_as_they_were_and_damaged_ones_not_at_all(tmp_path):
     found = checkpoint._read(file)
     assert repr(found) == repr(state)
     content = file.read_bytes()
-    for damaged in (b"", content[: len(content) // 2], content[:-1], b"\xff" * 64):
+    flipped = [bytes([*content[:place], content[place] ^ 1, *content[place + 1 :]]) for place in (-1, -9, 200)]
+    for damaged in (b"", content[: len(content) // 2], content[:-1], b"\xff" * 64, *flipped):
         file.write_bytes(damaged)
         assert checkpoint._read(file) is None
 
