@@ -143,6 +143,7 @@ class Sample(NamedTuple):
     content: bytes
     reader: Reader
     made: Callable[[random.Random], bytes] | None = None
+    is_slow: bool = False
 
 
 def samples(folder: Path, whole: bool = True) -> dict[str, Sample]:
@@ -504,7 +505,7 @@ def runs(folder: Path) -> dict[str, Sample]:
         "teacher.safetensors": ("steps/00-train/weights.safetensors", taught("steps/00-train/weights.safetensors")),
         "teacher.json": ("steps/00-train/structure.json", unsealed),
     }
-    found = {name: Sample((sound / where).read_bytes(), reader) for name, (where, reader) in at.items()}
+    found = {name: Sample((sound / where).read_bytes(), reader, is_slow=True) for name, (where, reader) in at.items()}
     return found | {"state.safetensors": Sample((folder / "state.safetensors").read_bytes(), remembered)}
 
 
@@ -539,7 +540,7 @@ def commands(folder: Path) -> dict[str, Sample]:
             finally:
                 os.chdir(here)
 
-    return {"command line": Sample(b"", read, line)}
+    return {"command line": Sample(b"", read, line, is_slow=True)}
 
 
 def _each(*looks: Callable[[], None]) -> None:

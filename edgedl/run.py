@@ -317,9 +317,10 @@ def looked_into(folder: Path, *others: type[Exception]) -> Iterator[None]:
 
     `others` are what is raised there of values that cannot be shown.
     """
+    strange: tuple[type[Exception], ...] = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
     try:
         yield
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, *others) as error:
+    except strange + others as error:
         said = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{folder / 'report.json'}: damaged, or a file of the run beside it: {type(error).__name__}: {said}"
