@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test audit clean
 
 demo: .venv/installed
 	$(BIN)/edgedl compress --recipe cnn-int8
@@ -13,6 +13,15 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+# Needs the network: whether the packages in .venv have weaknesses that are known. pip-audit has a venv of its own.
+audit: .venv/installed-dev .venv-audit/installed
+	.venv-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,4 +34,4 @@ test: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-audit

@@ -21,106 +21,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fuzz_samples import ODD, TEXTS, Reader, Sample, samples
 from benchmarks.rows import say
+from edgedl import refusals
 from edgedl.core import EdgedlError
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
-RECIPE = """\
-description = "A small network."
-seed = 0
-task = { use = "digits" }
-model = { use = "cnn", widths = [8, 16], hidden = 32 }
-steps = [
-  { use = "train", epochs = 3, lr = 3e-3, optimizer = "adam" },
-  { use = "prune", ratio = 0.4, round_to = 8 },
-  { use = "distill", student = { use = "cnn", widths = [4] }, epochs = 1 },
-  { use = "quantize", precision = "int8", method = "ptq", corrections = ["headroom"] },
-]
-targets = [ { use = "tflite", threads = 1 }, { use = "onnxruntime", max_batch = 4 }, { use = "tensorrt" } ]
-limits = { score_drop = 0.05, slower = "allow", build_minutes = 2.5 }
-bench = { batch_size = 1, min_seconds = 0.1, rounds = 5 }
-"""
-ODD = (
-    *("-1", "0", "1e400", "nan", "-inf", "9" * 400, "true", '""', "[]", "{}", "[[[]]]", '"\\u0000"', "1979-05-27"),
-    *('"../../../../etc/passwd"', f'"{"a" * 5000}"', '"ı̈😀\\u202e"', "[" * 500 + "]" * 500, "0x7fffffffffffffff"),
-)
-"""Values that may stand for any other in a recipe."""
-
-Reader = Callable[[Path], object]
 
 
-def samples(folder: Path) -> dict[str, tuple[bytes, Reader]]:
-    """Sound files by name, and what reads each."""
-    import numpy as np
-    import torch
-    from safetensors.torch import save
+def damaged(sample: Sample, name: str, dice: random.Random) -> bytes:
+    """A file as chance leaves it: cut short, with bits flipped (mostly where it begins), or values put for others.
 
-    from edgedl import api, measure, recipe, weights
-    from edgedl.core import Model
-    from edgedl.models.exported import Exported
-    from edgedl.models.mlp import MLP
-    from edgedl.models.onnx_file import OnnxFile
-    from edgedl.targets.onnxruntime import OnnxRuntime
-    from edgedl.targets.tflite import TFLite
-    from edgedl.tasks.data import Data
-    from edgedl.tasks.digits import Digits
-
-    task = Digits()
-    net = MLP(widths=(8,)).build(task).eval()
-    for target in (OnnxRuntime(), TFLite()):
-        target.build(Model(net=net), task, folder, 1)
-    torch.save(net.state_dict(), folder / "weights.pt")
-    example = (torch.zeros(2, *next(iter(task.inputs.values())).shape),)
-    torch.export.save(torch.export.export(net, example), folder / "model.pt2")
-    table = np.random.default_rng(0).normal(size=(40, 3)).round(3)
-    np.savez(folder / "data.npz", x=table.astype(np.float32), label=np.arange(40) % 3)
-    lines = [",".join(map(str, row)) + f",{index % 3}" for index, row in enumerate(table)]
-    (folder / "data.csv").write_text("\n".join(["a,b,c,label", *lines]) + "\n")
-    rows = [{"a": row[0], "b": row[1], "label": index % 3} for index, row in enumerate(table)]
-    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-
-    def opened(file: Path) -> None:
-        session = api.open(file)
-        session.run(measure.random_inputs(session.inputs))
-
-    def read_data(file: Path) -> None:
-        found = Data(source=str(file))
-        for split in ("train", "test"):
-            found.arrays(split)
-
-    def parsed(file: Path) -> None:
-        try:
-            text = file.read_bytes().decode()
-        except UnicodeDecodeError:  # told where the file is read
-            return
-        recipe.parse(text, file)
-
-    readers: dict[str, Reader] = {
-        "model.onnx": opened,
-        "model.tflite": opened,
-        "network.onnx": lambda file: OnnxFile(source=str(file)).build(task),
-        "model.pt2": lambda file: Exported(source=str(file)).build(task),
-        "weights.pt": lambda file: weights.read(str(file)),
-        "weights.safetensors": lambda file: weights.read(str(file)),
-        "data.npz": read_data,
-        "data.csv": read_data,
-        "data.jsonl": read_data,
-        "recipe.toml": parsed,
-    }
-    contents = {
-        "network.onnx": (folder / "model.onnx").read_bytes(),
-        "weights.safetensors": save(net.state_dict()),
-        "recipe.toml": RECIPE.encode(),
-    }
-    return {name: (contents.get(name) or (folder / name).read_bytes(), reader) for name, reader in readers.items()}
-
-
-def damaged(content: bytes, name: str, dice: random.Random) -> bytes:
-    """A file as chance leaves it: cut short, with bits flipped (mostly where it begins), or values put for others."""
+    Texts also come in other encodings, or with letters that no encoding has.
+    """
+    content = sample.content if sample.made is None else sample.made(dice)
     kind = dice.random()
-    if name == "recipe.toml" and kind < 0.8:
+    if sample.made is not None and kind < 0.8:  # it is hostile as it is
+        return content
+    ending = name.rpartition(".")[2]
+    if ending == "toml" and kind < 0.8:
         return _with_odd_values(content.decode(), dice).encode()
-    if kind < 0.2:
+    if ending in TEXTS and kind < 0.4:
+        return _encoded(content.decode(), dice)
+    if ending == "json" and kind < 0.8:
+        return _with_odd_parts(content, dice)
+    if dice.random() < 0.2:
         return content[: dice.randrange(len(content))]
     changed = bytearray(content)
     reach = min(len(content), dice.choice((256, 4096, len(content))))
@@ -140,18 +65,56 @@ def _with_odd_values(text: str, dice: random.Random) -> str:
     return text
 
 
+def _encoded(text: str, dice: random.Random) -> bytes:
+    place = dice.randrange(len(text))
+    odd = dice.choice(
+        ("\x00", "\ufeff", "\x1b[31m", "ü", "\u202e", "\\ud800", "\udcff", '"', "\r", "," * 300, "9" * 5000)
+    )
+    text = text[:place] + odd + text[place + dice.choice((0, 1)) :]
+    encoding = dice.choice(
+        ("utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-7", "latin-1", "cp037", "shift-jis")
+    )
+    return text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
+
+
+def _with_odd_parts(content: bytes, dice: random.Random) -> bytes:
+    """JSON of which something is gone, or is something else."""
+    value = json.loads(content)
+    for _ in range(dice.choice((1, 1, 3))):
+        here, key = [value], 0
+        while isinstance(here[key], dict | list) and here[key] and (here[key] is value or dice.random() < 0.8):
+            here = here[key]
+            key = dice.choice(list(here)) if isinstance(here, dict) else dice.randrange(len(here))
+        if dice.random() < 0.3 and here[key] is not value:
+            del here[key]
+        else:
+            here[key] = dice.choice(
+                (None, True, -1, 0, 1e308, "", "ü" * 300, "../../etc", [], {}, [[]], {"use": []}, "nan")
+            )
+    return json.dumps(value).encode()
+
+
 def outcome(reader: Reader, file: Path) -> str:
-    """ "read", "refused", or what is wrong with what came of it."""
+    """ "read", "refused", or what is wrong with what came of it.
+
+    What is written has to be where runs are, beside the folder of the file.
+    """
     before = _files(file.parent)
     try:
         reader(file)
         said = "read"
     except EdgedlError as error:
         said = "refused" if "\n" not in str(error) else f"several lines: {str(error)[:200]!r}"
+    except OSError as error:  # what the machine refuses, which the program says in a line
+        said = "refused" if error.errno in refusals.OF_THE_MACHINE else _finding(error)
     except Exception as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said = _finding(error)
     written = _files(file.parent) - before
     return f"wrote {sorted(written)}" if written else said
+
+
+def _finding(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _files(folder: Path) -> set[str]:
@@ -184,24 +147,24 @@ def with_code(folder: Path, made: Path) -> list[Path]:
 
 
 def run(
-    files: Mapping[str, tuple[bytes, Reader]], cases: int, seed: int, shown: Callable[[str], None] = lambda text: None
+    files: Mapping[str, Sample], cases: int, seed: int, shown: Callable[[str], None] = lambda text: None
 ) -> dict[str, Counter[str]]:
-    """So many cases, in turn of every kind of file: how often each came to what, by file."""
+    """So many cases, in turn of every kind, of those that take long every fourth time: how often each came to what."""
     found: dict[str, Counter[str]] = {}
     dice = random.Random(seed)
+    turns = [kind for turn in range(4) for kind, sample in files.items() if turn == 0 or not sample.is_slow]
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "given"
         place.mkdir()
         started = time.monotonic()
         for number in range(cases):
-            kind = list(files)[number % len(files)]
-            content, reader = files[kind]
+            kind = turns[number % len(turns)]
             file = place / kind
-            file.write_bytes(damaged(content, kind, dice))
-            came = outcome(reader, file)
+            file.write_bytes(damaged(files[kind], kind, dice))
+            came = outcome(files[kind].reader, file)
             found.setdefault(kind, Counter())[came] += 1
             if came not in ("read", "refused"):
-                shown(f"{kind}: {came}")
+                shown(f"case {number}, {kind}: {came}")
             file.unlink()
             if number % 500 == 499:
                 shown(f"{number + 1} cases, {time.monotonic() - started:.0f} s")

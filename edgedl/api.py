@@ -109,19 +109,15 @@ def open(path: str | Path, threads: int = 1) -> Session:
     Arrays have to be as its `inputs` say, the batch dimension included; others raise `UsageError`.
 
     A folder is that of a network which is several graphs; `session.graphs` then has each by its name.
-    The file is first opened and run in a copy of this process, since runtimes crash on some that are damaged.
+    The file is first opened and run in a process of its own, since runtimes crash on some that are damaged: not in a
+    copy of this one, which may be a notebook's, with threads and CUDA in use.
     """
-    from edgedl import child, graph_session, measure
+    from edgedl import graph_session, measure
 
     file = Path(path)
     if not file.exists():
         raise ModelFileError(f"no file {file}")
     target = plugins.target_for(graph_session.one_of(file), threads)
-
-    def tried() -> None:
-        session = graph_session.open_files(target, file)
-        session.run(measure.random_inputs(session.inputs))
-
     if not target.needs_gpu:
-        child.call(f"{file}: its runtime", tried, child.Bounds(measure.MAX_OPENING_SECONDS))
+        measure.cold_start(target, file)
     return graph_session.Checked(graph_session.open_files(target, file))

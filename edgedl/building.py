@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import json
 from pathlib import Path
 
-from edgedl import child, graphs, plugins, training
+from edgedl import converting, graphs, plugins, training
 from edgedl import run as runs
-from edgedl.core import Artifact, Limits, Target
+from edgedl.core import Artifact, Target
 from edgedl.run import Run
 from edgedl.stages import Variant
 
@@ -34,25 +33,13 @@ def built(run: Run, target: Target, variant: Variant) -> Artifact:
     return run.moved(made, folder, variant.name, target)
 
 
-def bounds(limits: Limits) -> child.Bounds:
-    """What a process may take that builds a file, or opens it first."""
-    memory = limits.build_memory_gb
-    return child.Bounds(60 * limits.build_minutes, None if memory is None else int(memory * 1e9))
-
-
 def _made(target: Target, variant: Variant, run: Run, folder: Path, key: str) -> Artifact:
     def build() -> None:
         recipe = run.recipe
         artifact = graphs.build(target, variant.model, recipe.task, folder, recipe.bench.batch_size)
         runs.write_artifact(artifact, folder, key)
 
-    if target.builds_apart:
-        for module in target.requires["build"]:
-            if plugins.installed(module):
-                importlib.import_module(module)  # once here, and not in every copy
-        child.call(f"the converter of target {target.label}", build, bounds(run.recipe.limits))
-    else:
-        build()
+    converting.apart(target, build, run.recipe.limits)
     return runs.read_artifact(json.loads((folder / runs.BUILT).read_text(encoding="utf-8")), folder)
 
 

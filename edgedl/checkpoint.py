@@ -142,10 +142,11 @@ def _write(file: Path, value: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_taken_apart(value, tensors))
     file.parent.mkdir(exist_ok=True)
-    files.write_bytes(file, save(tensors, metadata={"state": skeleton}))
+    files.write_bytes(file, save(tensors, metadata={"state": skeleton, "digest": _digest_of(skeleton, tensors)}))
 
 
 def _read(file: Path) -> Any | None:
+    """What `_write` wrote; None for a file that is not there or damaged, whose work is done again."""
     """None for a file that is not there or damaged: the work is then done again."""
     from safetensors import SafetensorError, safe_open
 
@@ -153,10 +154,12 @@ def _read(file: Path) -> Any | None:
         return None
     try:
         with safe_open(file, "pt") as content:
-            skeleton = json.loads(content.metadata()["state"])
-            return _put_together(skeleton, {name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
+            known = content.metadata()
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            whole = known["digest"] == _digest_of(known["state"], tensors)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError):
         return None
+    return _put_together(json.loads(known["state"]), tensors) if whole else None
 
 
 def _taken_apart(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -188,10 +191,15 @@ def _put_together(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 def _digest(value: Any) -> str:
     tensors: dict[str, torch.Tensor] = {}
-    digest = hashlib.sha256(json.dumps(_taken_apart(value, tensors), default=str).encode())
-    for tensor in tensors.values():
+    return _digest_of(json.dumps(_taken_apart(value, tensors), default=str), tensors)
+
+
+def _digest_of(skeleton: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of a state that is taken apart."""
+    digest = hashlib.sha256(skeleton.encode())
+    for name, tensor in sorted(tensors.items()):
         import torch
 
-        digest.update(f"{tensor.dtype}/{tuple(tensor.shape)}".encode())
+        digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""Work that may crash, hang or eat all memory, in a process of its own: a copy of this one with all it has loaded.
+"""Work that may crash, hang or eat all memory, in a process of its own: a copy of this one with all it has loaded,
+or one that has loaded nothing.
 
 Converters and runtimes are native code of others, and what ends them must not end a run of hours.
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -64,15 +67,50 @@ def call(what: str, function: Callable[[], Any], bounds: Bounds) -> Any:
             os.close(reader)
             _work(function, writer, said, parent)
         os.close(writer)
-        why, answer = "", b""
-        try:
-            why, answer = _awaited(pid, reader, bounds)
-        finally:
-            os.close(reader)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            lines = _passed_on(said)
+        return _outcome(what, pid, reader, said, bounds)
+
+
+def fresh(what: str, function: Callable[[Any], Any], argument: Any, bounds: Bounds) -> Any:
+    """As `call`, in a process that has nothing loaded yet: for what cannot be copied once it is in use, as CUDA is.
+
+    The function is that of a module, and what it is given has to be JSON, too.
+    """
+    if sys.platform != "linux":
+        return function(argument)
+    reader, writer = os.pipe()
+    with tempfile.TemporaryFile() as said:
+        where = [function.__module__, function.__qualname__, json.dumps(argument), str(writer), str(os.getpid())]
+        begin = [sys.executable, "-c", "from edgedl.child import main; main()", *where]
+        process = subprocess.Popen(begin, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=[writer])
+        os.close(writer)
+        process.returncode = 0  # it is waited for here
+        return _outcome(what, process.pid, reader, said, bounds)
+
+
+def main() -> None:
+    """The fresh process."""
+    module, name, argument, writer, parent = sys.argv[1:]
+
+    def function() -> Any:
+        return getattr(importlib.import_module(module), name)(json.loads(argument))
+
+    with open(1, "wb", closefd=False) as said:
+        _work(function, int(writer), said, int(parent))
+
+
+def _outcome(what: str, pid: int, reader: int, said: BinaryIO, bounds: Bounds) -> Any:
+    """What a process answers, once it has ended or was ended."""
+    why, answer = "", b""
+    try:
+        why, answer = _awaited(pid, reader, bounds)
+    finally:
+        os.close(reader)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # which may not have come to be a group
+        _, status = os.waitpid(pid, 0)
+        lines = _passed_on(said)
     if why or not answer:
         raise TargetError(f"{what} {why or _how_it_ended(status)}{_last(lines)}")
     return _told(what, json.loads(answer), lines)
@@ -138,11 +176,16 @@ def _awaited(pid: int, reader: int, bounds: Bounds) -> tuple[str, bytes]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds; 0 once it has ended."""
+    """Bytes of memory that a process and those that it has started hold; 0 once it has ended."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+    try:
+        started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # not every kernel tells
+        return own
+    return own + sum(_resident(int(other)) for other in started)
 
 
 def _all_memory() -> int:

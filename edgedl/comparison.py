@@ -10,11 +10,13 @@ from typing import Any
 
 from edgedl import gate
 from edgedl.core import UsageError
-from edgedl.run import find_finished, read_devices, read_report
+from edgedl.run import find_finished, looked_into, read_devices, read_report
 from edgedl.stats import Speedup
 
 OBJECTIVES = ("score", "latency", "size", "energy")
 """What makes a file better than another, in the order in which `picking` asks for it."""
+TEXTS = ("variant", "target", "precision", "status")
+"""What every row says in words."""
 SOURCES = ("source", "folder", "file", "csv", "graph", "edges")
 """Settings of a task that say which data it takes. What else tasks differ in, `Group.settings` tells."""
 
@@ -133,10 +135,8 @@ def read(names: Iterable[str], root: Path) -> list[File]:
     reports = {folder: read_report(folder) for folder in folders}
     files: list[File] = []
     for folder in folders:
-        try:
+        with looked_into(folder):
             files += _files(folder, reports)
-        except (LookupError, TypeError, AttributeError) as error:
-            raise UsageError(f"{folder / 'report.json'}: damaged: {type(error).__name__}: {error}") from error
     return files
 
 
@@ -205,6 +205,8 @@ def _files(folder: Path, reports: Mapping[Path, Mapping[str, Any]]) -> list[File
             row = _gated(row, drop, recipe["limits"], metric["name"])
         file = File(folder, label, str(recipe["name"]), recipe["task"], metric, drop, row)
         # All that is asked of a row later, so that a damaged one is found here.
+        if strange := [key for key in TEXTS if not isinstance(row[key], str)]:
+            raise TypeError(f"{strange[0]} is no text")
         _ = [file.value(name) for name in ("drop", "speedup", *OBJECTIVES)], _exam(file), file.name, file.path
         _ = row["device"], row["status"], row["precision"], row["latency_ms"] and _way(row)
         files.append(file)

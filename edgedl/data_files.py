@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from edgedl import files
 from edgedl.core import DataError, MissingPackage
 from edgedl.records import MAX_BYTES, Column, Records
 from edgedl.splits import PARTS, WHOLE
+
+UNREADABLE = (
+    ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError, tokenize.TokenError,
+)  # fmt: skip
+"""What readers of .npz files raise: of the archive, of an array's header, and for arrays that say they are huge."""
 
 
 def read(file: Path) -> dict[str, Records]:
@@ -42,19 +48,20 @@ def whole(file: Path) -> Records:
 
 def of_npz(file: Path) -> dict[str, Records]:
     """Arrays by name; names such as `train/x` and `test/x` make parts. Never unpickles anything."""
-    arrays = _arrays(file)
-    divided = {name: PARTS.get(name.partition("/")[0].lower()) for name in arrays if "/" in name}
+    found = arrays(file)
+    divided = {name: PARTS.get(name.partition("/")[0].lower()) for name in found if "/" in name}
     if not any(divided.values()):
-        return {WHOLE: _of_arrays(arrays, str(file))}
-    if strays := [name for name in arrays if divided.get(name) is None]:
+        return {WHOLE: _of_arrays(found, str(file))}
+    if strays := [name for name in found if divided.get(name) is None]:
         raise DataError(f"{file}: array {strays[0]} is in no part; name it train/{strays[0]}, test/{strays[0]}, ...")
     parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, values in arrays.items():
+    for name, values in found.items():
         parts.setdefault(PARTS[name.partition("/")[0].lower()], {})[name.partition("/")[2]] = values
     return {name: _of_arrays(values, f"{file}, part {name}") for name, values in parts.items()}
 
 
-def _arrays(file: Path) -> dict[str, np.ndarray]:
+def arrays(file: Path, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, or those of these names that are there; none is unpickled. Raises `DataError`."""
     name = ""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -62,12 +69,13 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         if size > MAX_BYTES:
             raise DataError(f"{file}: {size >> 20} MiB of arrays; at most {MAX_BYTES >> 20} are held in memory")
         found = {}
-        with np.load(file, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                found[name] = arrays[name]
+        with np.load(file, allow_pickle=False) as content:
+            for name in content.files:
+                if names is None or name in names:
+                    found[name] = content[name]
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except UNREADABLE as error:
         if "Object arrays" in str(error):
             raise DataError(
                 f"{file}: array {name} holds Python objects, which could run code when read; save numbers, "
@@ -89,7 +97,7 @@ def _of_arrays(arrays: Mapping[str, np.ndarray], source: str) -> Records:
 
 
 def _npz_part(file: Path) -> Records:
-    return _of_arrays(_arrays(file), str(file))
+    return _of_arrays(arrays(file), str(file))
 
 
 def _csv(file: Path, delimiter: str = ",") -> Records:
@@ -154,12 +162,12 @@ def _parquet(file: Path) -> Records:
         raise MissingPackage(f"{file}: reading Parquet needs pyarrow: pip install 'edgedl[data]'") from error
     try:
         with file.open("rb") as stream:
-            table = parquet.read_table(stream)
-    except (pyarrow.ArrowException, OSError) as error:
+            columns = of_table(parquet.read_table(stream))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
             raise
         raise DataError(f"{file}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return Records(of_table(table), str(file), lambda record: f"{file}: record {record}", is_table=True)
+    return Records(columns, str(file), lambda record: f"{file}: record {record}", is_table=True)
 
 
 def of_table(table: Any) -> dict[str, Column]:

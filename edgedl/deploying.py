@@ -29,7 +29,7 @@ from edgedl.answers import Built
 from edgedl.core import TargetError, Task, UsageError
 from edgedl.devices import Device
 from edgedl.graph_session import Recorder
-from edgedl.run import read_report
+from edgedl.run import looked_into, read_report
 from edgedl.sending import RUNNER
 from edgedl.ssh_link import printable
 
@@ -43,7 +43,8 @@ def deploy(folder: Path, where: str, target: str | None, variant: str | None, to
     The example runs there first: a file that does not answer right is not left. Raises `UsageError`, `TargetError`.
     """
     report, task = read_report(folder), recipe.load(str(folder / "recipe.toml")).task
-    row = chosen(folder, report, where, target, variant)
+    with looked_into(folder):
+        row = chosen(folder, report, where, target, variant)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{report['recipe']['name']}-{row['variant']}-{row['target']}").lstrip("-.")
     stage = progress.stage(f"{where}: deploy {row['variant']} on {row['target']}", 1)
     with devices.connect(where) as device, tempfile.TemporaryDirectory() as work, stage as step:

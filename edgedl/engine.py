@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import math
 import os
 import re
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgedl import passport
+from edgedl import child, passport
 from edgedl.gpu import Gpu, call, cuda_runtime, find_gpu, power_mode, why_no_gpu
 from edgedl.passport import Passport
 from edgedl.sessions import (
@@ -146,6 +147,49 @@ def write_engine(
     )  # fmt: skip
     passport.write(file, made)
     return made
+
+
+def build_apart(
+    trt: Any,
+    onnx_file: Path,
+    file: Path | None,
+    compute_capabilities: Sequence[str] = (),
+    *,
+    sparse: bool = False,
+    sizes: Mapping[str, Range] = MappingProxyType({}),
+    timing_cache: Path | None = None,
+) -> Passport | None:
+    """As `write_engine` or, without `file`, `build_engine` for what it refuses.
+
+    Where there is a GPU, that is in a fresh process: CUDA, once it is in use, as asking for the GPU takes it, is of no
+    use to a copy of this one.
+    """
+    asked = {
+        "package": trt.__name__,
+        "onnx_file": str(onnx_file),
+        "file": file and str(file),
+        "compute_capabilities": list(compute_capabilities),
+        "sparse": sparse,
+        "sizes": {name: list(found) for name, found in sizes.items()},
+        "timing_cache": timing_cache and str(timing_cache),
+    }
+    if find_gpu() is None:
+        made = build_as_asked(asked)
+    else:
+        made = child.fresh(f"the builder of {NAMES[trt.__name__]}", build_as_asked, asked, child.Bounds(math.inf))
+    return None if made is None else passport.of(made)
+
+
+def build_as_asked(asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `build_apart` asks for, which is JSON; the passport."""
+    trt, onnx_file = importlib.import_module(asked["package"]), Path(asked["onnx_file"])
+    sizes = {name: Range(*found) for name, found in asked["sizes"].items()}
+    cache = None if asked["timing_cache"] is None else Path(asked["timing_cache"])
+    options: dict[str, Any] = {"sparse": asked["sparse"], "sizes": sizes, "timing_cache": cache}
+    if asked["file"] is None:
+        build_engine(trt, onnx_file, asked["compute_capabilities"], **options)
+        return None
+    return asdict(write_engine(trt, onnx_file, Path(asked["file"]), asked["compute_capabilities"], **options))
 
 
 def timing_cache(trt: Any, gpu: Gpu) -> Path:

@@ -6,12 +6,15 @@ import gzip
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgedl.core import DataError
+
+SEAL = "sha256"
+"""Under which a sealed file has the digest of the rest of it."""
 
 
 def read_text(file: Path) -> str:
@@ -45,6 +48,33 @@ def write_bytes(file: Path, content: bytes) -> None:
 def write_json(file: Path, value: Any, indent: int | None = 2) -> None:
     """As `write_text`; refuses NaN and infinity, which are not JSON."""
     write_text(file, json.dumps(value, indent=indent, allow_nan=False, default=str) + "\n")
+
+
+def seal(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """Writes JSON into a folder with digests of all other files there, and of itself: `sealed` sees any change."""
+    inside = {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    content = {**value, "files": inside}
+    write_json(folder / name, {**content, SEAL: _digest(content)})
+
+
+def sealed(folder: Path, name: str, key: str | None = None) -> dict[str, Any] | None:
+    """What `seal` wrote; None if it or a file that it tells of is not there, was damaged, or changed since.
+
+    With `key`, also None if another stands there under "key".
+    """
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.pop(SEAL, None) != _digest(found) or key not in (None, found["key"]):
+            return None
+        whole = all(sha256(folder / inner) == digest for inner, digest in found["files"].items())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if whole else None
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    same = json.loads(json.dumps(value, default=str))  # as it will be read
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

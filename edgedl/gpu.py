@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +75,9 @@ def call(cuda: Any, function: str, *arguments: Any) -> Any:
     return values[0] if values else None
 
 
+@cache
 def _probe() -> Gpu | str:
-    """The first GPU, or why none can be used."""
+    """The first GPU, or why none can be used; asked once, since a copy of the process cannot ask again."""
     try:
         cuda = cuda_runtime()
         driver = call(cuda, "cudaDriverGetVersion")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgedl.core import UsageError
-from edgedl.run import RECIPE, is_run, locked
+from edgedl.run import RECIPE, is_run, locked, read_stages
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -115,7 +115,7 @@ def remove(run: Found) -> bool:
 
 def _found(folder: Path) -> Found:
     with locked(folder) as free:
-        stages = _stages(folder)
+        stages = read_stages(folder)
         return Found(
             folder,
             folder.parent.name,
@@ -133,14 +133,6 @@ def _state(folder: Path, free: bool) -> State:
     if not free:
         return "under way"
     return "analyzed" if (folder / "analysis.json").is_file() else "interrupted"
-
-
-def _stages(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _started(folder: Path) -> datetime:

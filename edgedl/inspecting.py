@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedl import dla, gpu_delegate, graph_session, passport, plugins
+from edgedl import dla, files, gpu_delegate, graph_session, passport, plugins
 from edgedl.core import MissingPackage, ModelFileError, TensorSpec
 from edgedl.flatbuffer import Flatbuffer
-from edgedl.run import find_finished, read_report
+from edgedl.run import find_finished, looked_into, read_report
 
 GPU_DELEGATE, DLA = "LiteRT's GPU delegate", "NVIDIA's DLA"
 COLOURS = (1, 3, 4)
@@ -32,13 +32,12 @@ def inspect(what: str, root: Path) -> list[dict[str, Any]]:
     if path.is_dir() and not (path / "report.json").is_file() and any(path.glob("*/model.*")):
         return [of_file(file) for file in graph_session.graph_files(path, SUFFIXES).values()]
     folder = find_finished(what, root)
-    rows = []
-    for row in read_report(folder)["rows"]:
-        files = [graph["file"] for graph in (row.get("graphs") or {}).values()] or [row["file"]]
-        rows += [
-            of_file(folder / file, row["target"]) | {"file": file, "variant": row["variant"]} for file in files if file
-        ]
-    return rows
+    found = []
+    with looked_into(folder):
+        for row in read_report(folder)["rows"]:
+            graphs = [graph["file"] for graph in (row.get("graphs") or {}).values()] or [row["file"]]
+            found += [(folder / file, str(file), str(row["target"]), str(row["variant"])) for file in graphs if file]
+    return [of_file(path, target) | {"file": file, "variant": variant} for path, file, target, variant in found]
 
 
 def of_file(file: Path, target: str | None = None) -> dict[str, Any]:
@@ -48,19 +47,20 @@ def of_file(file: Path, target: str | None = None) -> dict[str, Any]:
     if not file.is_file():
         raise ModelFileError(f"no file {file}")
     labels, told = file.with_name("labels.txt"), _told(file)
+    made_for = told.get("target")
     is_engine = file.suffix in ENGINES
     known = passport.read(file) if is_engine else None
     inputs, outputs = ({}, {}) if is_engine else _specs(file)
     return {
         "file": str(file),
         "variant": None,
-        "target": target or told.get("target", {}).get("use"),
+        "target": target or (made_for.get("use") if isinstance(made_for, dict) else None),
         "size_bytes": file.stat().st_size,
         "inputs": [_spec(name, spec) for name, spec in inputs.items()],
         "outputs": [_spec(name, spec) for name, spec in outputs.items()],
         "accelerators": accelerators(file, target),
         "metadata": _metadata(file),
-        "labels": len(labels.read_text(encoding="utf-8").splitlines()) if labels.is_file() else None,
+        "labels": len(files.read_text(labels).splitlines()) if labels.is_file() else None,
         "preprocessing": told.get("preprocessing") or None,
         "passport": None if known is None else vars(known) | {"built_for": known.built_for},
     }

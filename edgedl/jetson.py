@@ -5,6 +5,7 @@ Written from NVIDIA's documentation of these programs' output, of JetPack 4 to 6
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import signal
@@ -50,10 +51,11 @@ def parse(line: str) -> Sample | None:
         return None
     cores = re.findall(r"\d+%@(\d+)", cpu[1]) if (cpu := CPU.search(line)) else []
     clocks = {name.lower().replace("gr3d", "gpu"): float(mhz) for name, mhz in CLOCK.findall(line)}
+    clocks |= {"cpu": max(map(float, cores))} if cores else {}
     return Sample(
-        {name: float(mw) for name, mw in RAIL.findall(line) if name != "NC"},  # not connected
-        {name.lower(): float(value) for name, value in TEMPERATURE.findall(line) if float(value) > OFF_C},
-        clocks | ({"cpu": max(map(float, cores))} if cores else {}),
+        {name: float(mw) for name, mw in RAIL.findall(line) if name != "NC" and math.isfinite(float(mw))},
+        {name.lower(): float(value) for name, value in TEMPERATURE.findall(line) if OFF_C < float(value) < math.inf},
+        {name: mhz for name, mhz in clocks.items() if math.isfinite(mhz)},
     )
 
 

@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from edgedl import files, measure, plugins, progress, stats, structure
+from edgedl import converting, files, measure, plugins, progress, stats, structure
 from edgedl.blocks import Block
 from edgedl.core import (
     Batch,
     Bench,
     EdgedlError,
+    Limits,
     Metric,
     Model,
     Session,
     Split,
     Step,
     Target,
+    TargetError,
     Task,
     TensorSpec,
     UsageError,
@@ -188,7 +190,7 @@ class LayerTable:
         with progress.stage(f"{self.target.label}: layers", total) as step:
             for signature, (layer, missing) in wanted.items():
                 points = sorted(missing)
-                times = self._time(layer, points)
+                times = self._time_apart(layer, points)
                 self.points.setdefault(signature, []).extend(
                     [*widths, time] for widths, time in zip(points, times, strict=False)
                 )
@@ -213,6 +215,19 @@ class LayerTable:
         row = _terms(layer.kind, np.array([layer.widths[0]]), np.array([layer.widths[1]]))
         return max(float((row @ self.fits[signature])[0]), 0.0)
 
+    def _time_apart(self, layer: Layer, missing: Sequence[tuple[int, int]]) -> list[float]:
+        """As `_time`, in a copy of the process: a kernel that crashes with one layer is one that cannot run it.
+
+        A GPU is of no use to a copy.
+        """
+        if self.target.needs_gpu:
+            return self._time(layer, missing)
+        try:
+            found: list[float] = converting.apart(self.target, lambda: self._time(layer, missing), Limits())
+        except TargetError:
+            return []
+        return found
+
     def _time(self, layer: Layer, missing: Sequence[tuple[int, int]]) -> list[float]:
         """The layer at each of the widths, in turn, less what it takes to call a file that does nothing; none if
         the target cannot run it."""
@@ -221,8 +236,11 @@ class LayerTable:
         try:
             nets = [layer.at(widths) for widths in missing]
             with Deployment(self.target, self.precision) as deployed:
-                runs = {str(index): deployed.add(net, Shapes(shape=shape)) for index, (net, shape) in enumerate(nets)}
-                runs["nothing"] = deployed.add(torch.nn.ReLU(), Shapes(shape=(8,)), "fp32")
+                runs = {
+                    str(index): deployed.add(net, Shapes(shape=shape), apart=False)
+                    for index, (net, shape) in enumerate(nets)
+                }
+                runs["nothing"] = deployed.add(torch.nn.ReLU(), Shapes(shape=(8,)), "fp32", apart=False)
                 blocks = measure.interleave(runs, LAYER_BENCH)
         except EdgedlError:
             return []
@@ -243,18 +261,30 @@ class Deployment:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def add(self, net: nn.Module, task: Task, precision: Precision | None = None) -> tuple[Session, Batch]:
-        """The network's file, opened, with a batch of one for it. Raises what building it raises."""
+    def add(
+        self, net: nn.Module, task: Task, precision: Precision | None = None, apart: bool = True
+    ) -> tuple[Session, Batch]:
+        """The network's file, opened, with a batch of one for it. Raises what building it raises.
+
+        It is built, and opened first, in processes of their own, unless this is one already.
+        """
         folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         model = Model(net=net.eval())
         if (precision or self.precision) == "int8":
             quantize = plugins.load("steps", "quantize").model_validate({"calibrator": "min-max"})
             assert isinstance(quantize, Step)
             model = quantize.apply(model, task)
-        artifact = self.target.build(model, task, folder, 1)
-        if artifact.status != "ok":
-            raise UsageError(f"no latency on target {self.target.label} can be measured here: {artifact.reason}")
-        session = self.target.open(artifact.file)
+
+        def build() -> list[Any]:
+            artifact = self.target.build(model, task, folder, 1)
+            return [str(artifact.file), None if artifact.status == "ok" else artifact.reason or artifact.status]
+
+        file, why = converting.apart(self.target, build, Limits()) if apart else build()
+        if why is not None:
+            raise UsageError(f"no latency on target {self.target.label} can be measured here: {why}")
+        if apart and self.target.builds_apart:
+            measure.cold_start(self.target, Path(file))  # which a file that crashes its runtime ends, and not this one
+        session = self.target.open(Path(file))
         self.stack.callback(session.close)
         return session, measure.sample(task, session)
 

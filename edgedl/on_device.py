@@ -28,7 +28,7 @@ from edgedl.answers import Found, Result
 from edgedl.core import Bench, TargetError, Task, UsageError
 from edgedl.devices import Device, plain
 from edgedl.loads import NOTHING, Asked
-from edgedl.run import DEVICES_SCHEMA, read_devices, read_report
+from edgedl.run import DEVICES_SCHEMA, looked_into, read_devices, read_report
 from edgedl.sending import JOB, RUNNER, Sent, left_out
 
 RESULT = "result.json"
@@ -41,7 +41,8 @@ def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> d
     where the device itself fails.
     """
     report, task = read_report(folder), recipe.load(str(folder / "recipe.toml")).task
-    rows = [row for row in report["rows"] if left_out(row) is None]
+    with looked_into(folder):
+        rows = [row for row in report["rows"] if left_out(row) is None]
     if not rows:
         reasons = dict.fromkeys(str(left_out(row)) for row in report["rows"])
         raise UsageError(f"{folder}: nothing to run on another device: {'; '.join(reasons)}")

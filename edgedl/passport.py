@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from edgedl import gpu
 from edgedl.gpu import Gpu
@@ -76,6 +77,12 @@ def make(
         engine_sha256=hashlib.sha256(plan).hexdigest(),
         source_sha256=hashlib.sha256(source).hexdigest(),
     )
+
+
+def of(known: Mapping[str, Any]) -> Passport:
+    """The passport with these values, as JSON has them."""
+    several = known["compute_capabilities"]
+    return Passport(**{**known, "compute_capabilities": None if several is None else tuple(several)})
 
 
 def write(engine: Path, passport: Passport) -> None:

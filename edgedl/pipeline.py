@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from edgedl import building, checkpoint, gate, ladder, measure, parallel, plugins, progress, stages, stats
+from edgedl import building, checkpoint, converting, gate, ladder, measure, parallel, plugins, progress, stages, stats
 from edgedl.core import EdgedlError, Target, UsageError
 from edgedl.devices import local
 from edgedl.graph_session import Call, Replay, open_files
@@ -222,7 +222,7 @@ def _build(run: Run, target: Target, variant: Variant, entry: Entry) -> None:
     try:
         entry.artifact = artifact = building.built(run, target, variant)
         if artifact.status == "ok":
-            bounds = building.bounds(run.recipe.limits)
+            bounds = converting.bounds(run.recipe.limits)
             entry.cold_start = measure.cold_start(target, artifact.file, bounds.seconds, bounds.num_bytes)
             entry.session = open_files(target, artifact.file)
         else:  # the very ONNX file that the engine was built from, where it can run

@@ -91,7 +91,8 @@ class Run:
             for partial in [*folder.rglob(".*.partial")]:  # what was being written when it was killed
                 shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
             run = cls(folder, recipe)
-            run.note_stage("created", _facts(recipe) | {"resumed": run.stages()["created"].get("resumed", 0) + 1})
+            before = run.stages().get("created", {}).get("resumed", 0)
+            run.note_stage("created", _facts(recipe) | {"resumed": before + 1 if isinstance(before, int) else 1})
         except OSError as error:
             raise UsageError(f"{newest}: cannot be gone on with: {error.strerror}; choose another --out") from error
         return run
@@ -140,9 +141,7 @@ class Run:
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """What `run.json` says of each stage that has finished, in their order."""
-        file = self.folder / "run.json"
-        found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
-        return found
+        return read_stages(self.folder)
 
     def note_stage(self, stage: str, facts: Mapping[str, Any]) -> None:
         """Adds a finished stage to `run.json`."""
@@ -156,11 +155,10 @@ class Run:
         step = self.recipe.steps[index]
         final = self.folder / "steps" / f"{index:02}-{step.label}"
         if final.exists():  # an interrupted run goes on
-            if _key_of(final / "step.json") == key:
+            if files.sealed(final, structure.STEP, key) is not None:
                 return
             shutil.rmtree(final)
         with files.filled_folder(final) as folder:
-            files.write_json(folder / "step.json", {"step": step.model_dump(), "key": key})
             files.write_json(folder / "metrics.json", model.lineage[-1].metrics)
             if step.learns:
                 from safetensors.torch import save
@@ -170,6 +168,7 @@ class Run:
                 (folder / "weights.safetensors").write_bytes(save(weights))
                 made = {"model": self.recipe.network_after(index).model_dump(), "task": self.recipe.task.model_dump()}
                 files.write_json(folder / "structure.json", made | {"shapes": structure.describe(model.net)})
+            files.seal(folder, structure.STEP, {"step": step.model_dump(), "key": key})
         self.note_stage(f"steps/{index:02}-{step.label}", {})
 
     def save_quantization(self, model: Model) -> None:
@@ -198,12 +197,8 @@ class Run:
     def built(self, variant: str, target: Target, key: str) -> Artifact | None:
         """What this run had built before it was interrupted, if it depends on the same and is as it was."""
         folder = self.target_folder(variant, target)
-        try:
-            found = json.loads((folder / BUILT).read_text(encoding="utf-8"))
-            whole = all(files.sha256(folder / name) == digest for name, digest in found["files"].items())
-            return read_artifact(found, folder) if whole and found["key"] == key else None
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
+        found = files.sealed(folder, BUILT, key)
+        return None if found is None else read_artifact(found, folder)
 
     def target_folder(self, variant: str, target: Target) -> Path:
         """`targets/<variant>/<target>`; of several alike, each has its place among them behind its name."""
@@ -232,15 +227,12 @@ def write_artifact(artifact: Artifact, folder: Path, key: str) -> None:
         **{name: None if path is None else str(path.relative_to(folder)) for name, path in inside.items()},
         **{name: getattr(artifact, name) for name in ARTIFACT_FACTS},
         "graphs": {name: str(file.relative_to(folder)) for name, file in artifact.graphs.items()},
-        "files": {
-            str(file.relative_to(folder)): files.sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()
-        },
     }
-    files.write_json(folder / BUILT, content)
+    files.seal(folder, BUILT, content)
 
 
 def read_artifact(content: Mapping[str, Any], folder: Path) -> Artifact:
-    """What `write_artifact` wrote. Raises `LookupError` or `TypeError` for anything else."""
+    """What `write_artifact` wrote."""
     return Artifact(
         file=folder / content["file"],
         stand_in=None if content["stand_in"] is None else folder / content["stand_in"],
@@ -310,12 +302,37 @@ def find_finished(name: str, root: Path) -> Path:
     raise UsageError(f'no run "{name}": give its folder, or a recipe that has finished under {root} ({known})')
 
 
+def read_stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a run's `run.json` says of each stage; nothing where it is damaged, since no result hangs on it."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {name: facts for name, facts in found.items() if isinstance(facts, dict)} if isinstance(found, dict) else {}
+
+
+@contextmanager
+def looked_into(folder: Path, *others: type[Exception]) -> Iterator[None]:
+    """Inside, a run's report is taken apart. Raises `UsageError` where it is not made as reports are.
+
+    `others` are what is raised there of values that cannot be shown.
+    """
+    strange: tuple[type[Exception], ...] = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+    try:
+        yield
+    except strange + others as error:
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{folder / 'report.json'}: damaged, or a file of the run beside it: {type(error).__name__}: {said}"
+        ) from error
+
+
 def read_report(folder: Path) -> dict[str, Any]:
     """The report of a finished run. Raises `UsageError` if it is damaged or of another schema."""
     file = folder / "report.json"
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         found = report.get("schema") if isinstance(report, dict) else None
@@ -340,25 +357,20 @@ def read_devices(folder: Path) -> list[dict[str, Any]]:
 
 def find_weights(root: Path, key: str) -> Path | None:
     """The weights that an earlier run kept for the same step on the same data by the same code, if any."""
-    for file in sorted(root.glob("*/*/steps/*/step.json"), reverse=True):
-        if _key_of(file) == key:
+    for file in sorted(root.glob(f"*/*/steps/*/{structure.STEP}"), reverse=True):
+        if files.sealed(file.parent, structure.STEP, key) is not None:
             return file.with_name("weights.safetensors")
     return None
 
 
-def _key_of(step: Path) -> str | None:
-    """None for what is being written or was damaged: it just isn't reused."""
-    try:
-        found = json.loads(step.read_text())
-        return str(found["key"]) if isinstance(found, dict) and "key" in found else None
-    except (OSError, ValueError):
-        return None
-
-
 def load_weights(net: torch.nn.Module, file: Path) -> None:
-    """Gives a freshly built network the shapes and weights of one in a run folder, in place."""
+    """Gives a freshly built network the shapes and weights of one in a run folder, in place.
+
+    Raises `UsageError` for one that is damaged.
+    """
     from safetensors.torch import load_file
 
+    structure.check_whole(file.parent)
     made = json.loads(file.with_name("structure.json").read_text(encoding="utf-8"))
     structure.reshape(net, made["shapes"])
     net.load_state_dict(load_file(file))

@@ -141,7 +141,12 @@ def passport_of(folder: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The content of the `artifact.json` beside a row's file, or in the folder of its graphs."""
     file = folder / row["file"]
     beside = file if row.get("graphs") else file.parent
-    found: dict[str, Any] = json.loads((beside / "artifact.json").read_text(encoding="utf-8"))
+    file = beside / "artifact.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        _ = found["target"]["use"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{file}: cannot be read as the passport of a file: {error}") from error
     return found
 
 

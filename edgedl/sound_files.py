@@ -28,7 +28,8 @@ def sound(file: Path, rate: int) -> np.ndarray:
             own, values = wavfile.read(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, EOFError, struct.error, ZeroDivisionError, wavfile.WavFileWarning) as error:
+    # The last where SciPy looks for data that no chunk has.
+    except (ValueError, EOFError, struct.error, ZeroDivisionError, wavfile.WavFileWarning, UnboundLocalError) as error:
         raise DataError(f"{file}: cannot be read as a WAV file: {error}") from error
     values = values[:, 0] if values.ndim > 1 else values
     if np.issubdtype(values.dtype, np.integer):

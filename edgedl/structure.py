@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from edgedl import files
 from edgedl.core import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+STEP = "step.json"
+"""What seals a step's folder."""
 
 Structure: TypeAlias = dict[str, dict[str, Any]]
 """Module path -> {"kind": class name, and the attributes that set its shapes, or "shapes" where those are unknown}."""
@@ -39,6 +44,12 @@ KINDS: Mapping[str, Axes] = {
     "PReLU": {"num_parameters": {"weight": 0}},
 }
 """By class name; those of sequences, which hold several matrices each, are in `sequence_layers`."""
+
+
+def check_whole(folder: Path) -> None:
+    """Raises `UsageError` where the files of a step are not those that its seal tells of, if it is there."""
+    if (folder / STEP).is_file() and files.sealed(folder, STEP) is None:
+        raise UsageError(f"{folder}: damaged: its files are not those that were written there; run its recipe again")
 
 
 def axes(module: nn.Module) -> Axes:

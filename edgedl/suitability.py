@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgedl import refusals
 from edgedl.core import Network, Task, TensorSpec, UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _try(network: Network, task: Task, batch: Tensors) -> None:
             f"it needs a task that has {error.name}, and this one has none, only {_shown(task.inputs)}"
         ) from error
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
-        if "allocate memory" in str(error):
+        if refusals.is_of_memory(error):
             raise UsageError("it is too large for the memory of this machine; take smaller widths") from error
         raise UsageError(f"it is not made for {_shown(task.inputs)}{_torchs(error)}") from error
     graphs.check(net, task)

@@ -117,21 +117,24 @@ def load(name: str, task: Task) -> Teacher:
         session = plugins.target_for(file, threads=1).open(file)
         measure.check_fits(file, session, task)
         return of_session(session, task)
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    made = json.loads(file.with_name("structure.json").read_text(encoding="utf-8"))
-    network = plugins.load("models", made["model"]["use"]).model_validate_json(json.dumps(made["model"]))
-    assert isinstance(network, Network)
-    if why := suitability.why_unsuited(network, task):
-        learned = made["task"]["use"]
-        raise UsageError(f"{file}: model {network.label}, of task {learned}, does not suit task {task.use}: {why}")
-    net = network.built(task)
+    structure.check_whole(file.parent)
+    learned = "another task"
     try:
+        made = json.loads(file.with_name("structure.json").read_text(encoding="utf-8"))
+        learned = f"task {made['task']['use']}"
+        network = plugins.load("models", made["model"]["use"]).model_validate_json(json.dumps(made["model"]))
+        assert isinstance(network, Network)
+        if why := suitability.why_unsuited(network, task):
+            raise UsageError(f"model {network.label} does not suit task {task.use}: {why}")
+        net = network.built(task)
         structure.reshape(net, made["shapes"])
         net.load_state_dict(load_file(file))
-    except (UsageError, RuntimeError) as error:
-        learned = made["task"]["use"]
-        raise UsageError(f"{file}: the weights, of task {learned}, do not fit task {task.use}: {error}") from error
+    except (UsageError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"{file}: a network of {learned} that does not fit task {task.use}: {said}") from error
     return of_network(net, task)
 
 

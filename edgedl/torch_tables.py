@@ -23,6 +23,8 @@ def keep_tables() -> None:
 
 def _keep_onnx_functions() -> None:
     """torch.onnx reads the sources of some 500 functions to know what they take, at each export."""
+    # Registers operators of quantized graphs, which the table would lack if they came after it.
+    import torch.ao.quantization.fx._decomposed  # noqa: F401
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     read = functools.cache(ONNXRegistry.from_torchlib)  # by opset

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from edgedl import artifacts, comparison, counting, pipeline
+from edgedl import artifacts, comparison, counting, pipeline, refusals
 from edgedl import recipe as recipes
 from edgedl.core import EdgedlError, Model, Step
 from edgedl.hopeless import Earlier, Early, Figures, Hopeless, Judge
@@ -58,10 +58,10 @@ def run(job: Mapping[str, Any], root: Path, say: Say = lambda doing: None) -> di
         result |= {"state": "stopped", "reason": str(error), "figures": dict(error.at_best.known)}
     except EdgedlError as error:
         result["reason"] = str(error)
-    except (MemoryError, RuntimeError) as error:  # PyTorch has no error of its own for it
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if (refused := refusals.told(error)) is None:
             raise
-        result["reason"] = f"not enough memory: {str(error).partition(chr(10))[0]}"
+        result["reason"] = refused
     except OSError as error:
         result["reason"] = f"{error.filename or root}: {error.strerror}"
     return result | {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edgedl import checkpoint, training
-from edgedl.core import Model, Step, Task
+from edgedl.core import Batch, Metric, Model, Split, Step, Task, TensorSpec
+from edgedl.steps.adversarial import Adversarial
 from edgedl.steps.distill import Distill
 from edgedl.steps.prune import Prune
 from edgedl.steps.quantize import Quantize
@@ -96,14 +99,46 @@ def test_a_step_that_was_ended_comes_to_the_same_weights(name, tmp_path, monkeyp
     assert_same(broken, whole)
 
 
-def test_steps_with_loops_of_their_own_go_on_too(tmp_path, monkeypatch):
+class Drawn(Task):
+    """Noise, and images to make of it; what is made is the better the more of it is bright."""
+
+    use: str = "tests.test_checkpoint:Drawn"
+    inputs: ClassVar = {"noise": TensorSpec((6,))}
+    outputs: ClassVar = ("image",)
+    metric: ClassVar = Metric(name="brightness", unit="1", higher_is_better=True)
+
+    def arrays(self, split: Split) -> Batch:
+        dice = np.random.default_rng(0)
+        real = dice.random((48, 1, 8, 8), dtype=np.float32)
+        return {"noise": dice.standard_normal((48, 6), dtype=np.float32), "real": real}
+
+    def score(self, outputs: Batch, batch: Batch) -> float:
+        return float(outputs["image"].mean())
+
+
+def policy() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def generator() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 64), nn.BatchNorm1d(64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8)))
+
+
+LOOPS = {
+    "reinforce": (Reinforce(epochs=11, episodes=2), Control(), policy),
+    "adversarial": (Adversarial(epochs=11, batch_size=16, widths=(4, 8)), Drawn(), generator),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_steps_with_loops_of_their_own_go_on_too(name, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
     monkeypatch.setattr(checkpoint, "SHARE", math.inf)
     training.seed(0)
-    policy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-    step, task = Reinforce(epochs=11, episodes=2), Control()
-    whole = applied(step, Model(net=policy), task, tmp_path / "whole")
-    broken, kills = after_kills(step, Model(net=policy), task, tmp_path / "broken", monkeypatch)
+    step, task, made = LOOPS[name]
+    net = made()
+    whole = applied(step, Model(net=net), task, tmp_path / "whole")
+    broken, kills = after_kills(step, Model(net=net), task, tmp_path / "broken", monkeypatch)
     assert kills
     assert_same(broken, whole)
 
@@ -144,7 +179,8 @@ def test_states_are_read_as_they_were_and_damaged_ones_not_at_all(tmp_path):
     found = checkpoint._read(file)
     assert repr(found) == repr(state)
     content = file.read_bytes()
-    for damaged in (b"", content[: len(content) // 2], content[:-1], b"\xff" * 64):
+    flipped = [bytes([*content[:place], content[place] ^ 1, *content[place + 1 :]]) for place in (-1, -9, 200)]
+    for damaged in (b"", content[: len(content) // 2], content[:-1], b"\xff" * 64, *flipped):
         file.write_bytes(damaged)
         assert checkpoint._read(file) is None
 

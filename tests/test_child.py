@@ -16,6 +16,7 @@ from torch import nn
 
 from edgedl import child, plugins
 from edgedl.core import MissingPackage, Model, TargetError, UnsupportedOperator
+from tests.fresh import light
 from tests.toys import Noise
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux are processes copied")
@@ -115,3 +116,19 @@ def test_a_converter_works_where_the_process_has_converted_before(tmp_path):
         return target.build(Model(net=nets[1]), Noise(), tmp_path, batch_size=1).file.stat().st_size
 
     assert child.call("the converter", build, MINUTE) > 1000
+
+
+def test_a_fresh_process_has_nothing_of_this_one_and_ends_as_a_copy_does():
+    found = child.fresh("the builder", light, {"do": "answer"}, MINUTE)
+    assert (found["pid"] != os.getpid(), found["torch"], len(found["text"])) == (True, False, 100_000)
+    with pytest.raises(TargetError, match=r"the builder crashed: it was ended by SIGSEGV; it said last: last words"):
+        child.fresh("the builder", light, {"do": "crash"}, MINUTE)
+    with pytest.raises(TargetError, match=r"the builder had not ended after 0\.5 s and was ended"):
+        child.fresh("the builder", light, {"do": "hang"}, child.Bounds(0.5))
+    with pytest.raises(UnsupportedOperator, match=r"no int8 form for aten\.foo"):
+        child.fresh("the builder", light, {"do": "refuse"}, MINUTE)
+
+
+def test_a_copy_can_ask_for_a_fresh_process():
+    found = child.call("the converter", lambda: child.fresh("the builder", light, {"do": "answer"}, MINUTE), MINUTE)
+    assert found["pid"] != os.getpid()

@@ -200,6 +200,20 @@ def test_rtx_target_builds_an_engine(tmp_path: Path, model: Model) -> None:
     assert (artifact.status == "ok") == (artifact.reason is None) == (gpu.find_gpu() is not None)
 
 
+def test_where_a_gpu_is_engines_are_built_in_a_fresh_process(tmp_path: Path, monkeypatch) -> None:
+    """One is made believe here; the fresh process finds out for itself, and builds as it can."""
+    monkeypatch.setattr(engine, "find_gpu", lambda: gpu.Gpu("some GPU", "8.6", "13.0"))
+    monkeypatch.setattr(engine, "build_engine", None)  # which is not to be called in this process
+    file, made = write_onnx(tmp_path / "model.onnx"), tmp_path / "model.rtx"
+    sizes = {"unused": engine.Range(1, 2, 3)}
+    known = engine.build_apart(tensorrt_rtx, file, made, ["8.6", "8.9"], sizes={})
+    assert known == passport.read(made)
+    assert known.compute_capabilities == ("8.6", "8.9")
+    file.write_bytes(b"odd")
+    with pytest.raises(TargetError, match=r"model\.onnx: TensorRT-RTX .* cannot parse it"):
+        engine.build_apart(tensorrt_rtx, file, None, sizes=sizes)
+
+
 @without_gpu
 def test_tensorrt_target_checks_the_file_that_the_device_builds(tmp_path: Path, model: Model) -> None:
     artifact = TensorRT().build(model, TASK, tmp_path, batch_size=2)

@@ -148,3 +148,34 @@ def test_a_digest_is_that_of_the_whole_file(pattern, size):
         file = Path(folder) / "model"
         file.write_bytes(content)
         assert files.sha256(file) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_sealed_folder_is_known_again_until_something_in_it_changes(tmp_path):
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs/weights").write_bytes(b"weights")
+    files.seal(tmp_path, "step.json", {"key": "a", "numbers": (1, math.pi, None), "place": Path("x")})
+    found = files.sealed(tmp_path, "step.json")
+    assert found is not None
+    assert (found["numbers"], found["place"], list(found["files"])) == ([1, math.pi, None], "x", ["graphs/weights"])
+    assert files.sealed(tmp_path, "step.json", "a") == found
+    assert files.sealed(tmp_path, "step.json", "b") is None
+    (tmp_path / "more").write_bytes(b"")  # what is put there later is not its concern
+    assert files.sealed(tmp_path, "step.json") == found
+    content = (tmp_path / "step.json").read_bytes()
+    for damaged in (
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b"\xff",
+        content[:-9],
+        content.replace(b'"a"', b'"b"'),
+        b'{"files": 3}',
+    ):
+        (tmp_path / "step.json").write_bytes(damaged)
+        assert files.sealed(tmp_path, "step.json") is None
+    (tmp_path / "step.json").write_bytes(content)
+    for damage in (lambda file: file.write_bytes(b"weightS"), Path.unlink):
+        assert files.sealed(tmp_path, "step.json") == found
+        damage(tmp_path / "graphs/weights")
+        assert files.sealed(tmp_path, "step.json") is None
+        (tmp_path / "graphs/weights").write_bytes(b"weights")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgedl import housekeeping
+from edgedl import housekeeping, recipe
 from edgedl.cli.main import app
 from edgedl.core import UsageError
 from edgedl.housekeeping import Choice
-from edgedl.run import locked
+from edgedl.run import Run, locked
+from tests.sample_report import sample_report
 
 NOW = datetime(2026, 6, 30, 12)
 
@@ -128,3 +129,43 @@ def test_clean_asks_and_deletes(root):
     left = program.invoke(app, ["runs", "list", "--out", str(root), "--json"])
     assert len(json.loads(left.stdout)) == 3
     assert program.invoke(app, ["runs", "clean", "--out", str(root), "--yes"]).exit_code == 0
+
+
+DAMAGED = ["", "[]", "[" * 100_000, '{"created": 3}', '{"created": {"resumed": "x"}}', "\udcff"]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=["empty", "a list", "deep", "a number", "a text", "no text"])
+def test_a_run_whose_notes_are_damaged_is_listed_and_gone_on_with(content, tmp_path):
+    text = 'task = { use = "digits" }\nmodel = { use = "mlp" }\nsteps = [{ use = "quantize" }]\n'
+    text += 'targets = [{ use = "onnxruntime" }]\n'
+    folder = made(tmp_path, "b", 1, finished=False, text=text)
+    (folder / "run.json").write_bytes(content.encode(errors="surrogateescape"))
+    (found,) = housekeeping.runs(tmp_path)
+    assert found.state == "interrupted"
+    with Run.started(recipe.parse(text, Path("b.toml")), text, tmp_path) as run:
+        assert (run.folder / "weights").is_file()  # of the folder that was there
+        assert run.stages()["created"]["resumed"] == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda report: report["rows"][0].pop("score"),
+        lambda report: report["rows"][1].update(latency_ms=3),
+        lambda report: report["verdicts"][0].pop("why"),
+        lambda report: report["ladder"][0].update(rungs=[{}]),
+        lambda report: report["recipe"].pop("description"),
+        lambda report: report["rows"][0].update(target=True),
+    ],
+    ids=["no score", "another latency", "no reason", "no rung", "no description", "no name"],
+)
+def test_a_report_with_something_else_in_it_is_damaged(damage, tmp_path):
+    report = sample_report()
+    damage(report)
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    for command in ("report", "compare"):
+        done = CliRunner().invoke(app, [command, str(tmp_path)])
+        assert isinstance(done.exception, UsageError | SystemExit | type(None)), done.exception
+        if isinstance(done.exception, UsageError):
+            assert str(done.exception).startswith(f"{tmp_path / 'report.json'}: damaged")
+    assert isinstance(CliRunner().invoke(app, ["report", str(tmp_path)]).exception, UsageError)

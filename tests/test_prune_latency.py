@@ -5,7 +5,9 @@ Where a test asks how the search goes, files have made-up times, so that no cloc
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +19,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from edgedl import latency, latency_goal, measure, plugins, recipe, training
-from edgedl.core import Artifact, Model, ModelFileError, RecipeError, Target, UsageError
+from edgedl.core import Artifact, Model, ModelFileError, RecipeError, Target, TargetError, UsageError
 from edgedl.latency import LayerTable
 from edgedl.quantize.schemes import AFFINE
 from edgedl.report import terminal
@@ -39,6 +41,7 @@ class Paced(Target):
     extra: ClassVar = "train"
     cost_ms: ClassVar[Callable[[nn.Module, float], float]]
     precisions: ClassVar[set[str]] = set()
+    builds_apart: ClassVar[bool] = False  # what is noted above would be lost in a copy
 
     def build(self, model, task, folder, batch_size) -> Artifact:
         assert batch_size == 1
@@ -476,3 +479,27 @@ def test_a_recipe_with_a_latency():
     assert [target.use for target in read.needed_targets] == ["tflite", "onnxruntime"]
     with pytest.raises(ValidationError):
         Prune(latency_ms=0.5, target={"use": "tflite"}, precision="int4")
+
+
+class Crashing(Paced):
+    """A target whose converter crashes."""
+
+    use: str = "tests.test_prune_latency:Crashing"
+    builds_apart: ClassVar[bool] = True
+
+    def build(self, model, task, folder, batch_size) -> Artifact:
+        print("last words", flush=True)
+        ctypes.string_at(0)
+        raise AssertionError("it has crashed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux are processes copied")
+def test_a_converter_that_crashes_is_told_in_a_line_and_a_layer_that_does_is_not_measured(paced):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    step = Prune(latency_ms=0.001, target=Crashing())
+    with pytest.raises(TargetError, match=r"the converter of target .*Crashing crashed: .* SIGSEGV; .* last words"):
+        step.apply(Model(net=net, teacher=net), IMAGE)
+    blocks, _ = prune.prunable(net, sample(IMAGE))
+    table = LayerTable(Crashing(), "fp32")
+    table.measure(net, sample(IMAGE), blocks)
+    assert table.predict(net, sample(IMAGE)) == 0

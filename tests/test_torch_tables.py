@@ -53,3 +53,14 @@ def test_an_operator_registered_since_is_seen():
     library.define("twice(Tensor x) -> Tensor")
     library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
     assert "edgedl_test::twice" in {operator.name() for operator in utils._collect_all_valid_cia_ops()}
+
+
+def test_operators_of_quantized_graphs_are_in_the_table_whatever_was_exported_first():
+    """In a process of its own, in which nothing has loaded them."""
+    read = (
+        "from edgedl.torch_tables import keep_tables; keep_tables()\n"
+        "from torch.onnx._internal.exporter._registration import ONNXRegistry\n"
+        "print('quantized_decomposed::dequantize_per_channel' in ONNXRegistry.from_torchlib().functions)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", read], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from edgedl import refusals
 from edgedl.cli import (
     analyze,
     bench,
@@ -55,10 +55,6 @@ app.command()(doctor.targets)
 app.command()(doctor.doctor)
 
 INTERRUPTED = 130
-# What the machine refuses, where the message says all: any other OSError is a mistake of ours and shows where.
-REFUSALS = {
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ENOSPC, errno.EPERM, errno.EROFS,
-}  # fmt: skip
 
 
 def _version(asked: bool) -> None:
@@ -93,15 +89,9 @@ def main() -> None:
         # It may have come while stderr was on its way to a log file or back.
         os.dup2(terminal, 2)
         _interrupted()
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        _fail(f"{error.filename or 'a file'}: {error.strerror}", 1)
-    except (MemoryError, RuntimeError) as error:  # PyTorch has no error of its own for it
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
-            raise
-        _fail(f"not enough memory: {str(error).partition(chr(10))[0]}; take smaller batches or widths", 1)
     except Exception as error:
+        if (refused := refusals.told(error)) is not None:
+            _fail(refused, 1)
         # Only now is the error tree imported: `edgedl --help` shall not wait for it.
         from edgedl.core import EdgedlError
 

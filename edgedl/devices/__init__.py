@@ -118,7 +118,7 @@ def configured() -> dict[str, dict[str, str]]:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from error
     for name, table in tables.items():
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None or name in names():

@@ -157,7 +157,10 @@ def filled(
     found: Mapping[str, Any] | None,
     **more: Any,
 ) -> str:
-    """A page from its template, with the plots of an analysis behind its own."""
+    """A page from its template, with the plots of an analysis behind its own.
+
+    Raises `LookupError` for what a damaged report lacks.
+    """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -198,20 +201,23 @@ def filled(
         "engine": engine_in_words,
         "largest": largest,
     }
-    return environment.get_template(template).render(
-        **more,
-        analysis=found,
-        analysis_series=layer_figures.series(found) if found else {},
-        analysis_missing=missing_figures(found) if found else [],
-        figures=figures,
-        contents={name: figure.content for name, figure in figures.items()},
-        date=words.date(folder),
-        style=Markup(_asset("page.css")),
-        scripts=[Markup(script) for script in scripts],
-        # Even a string that slipped through unescaped could neither run nor fetch anything.
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_hashes(scripts)}; "
-        "base-uri 'none'; form-action 'none'",
-    )
+    try:
+        return environment.get_template(template).render(
+            **more,
+            analysis=found,
+            analysis_series=layer_figures.series(found) if found else {},
+            analysis_missing=missing_figures(found) if found else [],
+            figures=figures,
+            contents={name: figure.content for name, figure in figures.items()},
+            date=words.date(folder),
+            style=Markup(_asset("page.css")),
+            scripts=[Markup(script) for script in scripts],
+            # Even a string that slipped through unescaped could neither run nor fetch anything.
+            policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_hashes(scripts)}; "
+            "base-uri 'none'; form-action 'none'",
+        )
+    except jinja2.UndefinedError as error:  # as a function would say of what is not in a mapping
+        raise LookupError(str(error)) from error
 
 
 def _groups(report: Mapping[str, Any]) -> list[Group]:

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 
 from edgedl import dimensions, files
 from edgedl.core import BATCH, Artifact, MissingPackage, Model, Target, TargetError, Task
-from edgedl.engine import EngineSession, Range, build_engine, describe, timing_cache, write_engine
+from edgedl.engine import EngineSession, Range, build_apart, describe, timing_cache
 from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
@@ -39,15 +39,11 @@ class TensorRT(Target):
     needs_gpu: ClassVar[bool] = True
     extra: ClassVar[str] = "onnx"  # the extra `tensorrt` cannot be had everywhere, and is not needed to build
 
-    @property
-    def builds_apart(self) -> bool:
-        """Not where there is a GPU, which asking for has taken CUDA into use."""
-        return find_gpu() is None
-
     def prepare(self, model: Model, task: Task, batch_size: int) -> None:
-        """Exports the graph, which targets of one scheme share."""
+        """Exports the graph, which targets of one scheme share, and asks for the GPU, which a copy cannot."""
         from edgedl.onnx_export import exported
 
+        find_gpu()
         exported(self.graph(model), task, batch_size, self.max_batch is not None)
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
@@ -70,7 +66,7 @@ class TensorRT(Target):
         versions = {"onnx": onnx.__version__}
         if (rtx := _tensorrt_rtx()) is not None:
             with naming_operators(file, graph, task, batch_size):
-                build_engine(rtx, file, sparse=model.sparse, sizes=sizes)
+                build_apart(rtx, file, None, sparse=model.sparse, sizes=sizes)
             versions["checked_by"] = describe(rtx)
         script = folder / "build.sh"
         script.write_text(build_script(model.sparse, profile(task, sizes, batch_size)))
@@ -90,7 +86,8 @@ class TensorRT(Target):
         engine = folder / "model.engine"  # what follows has not been run yet, for want of a GPU: tests/gpu
         with naming_operators(file, graph, task, batch_size):
             timings = timing_cache(tensorrt, gpu)
-            made = write_engine(tensorrt, file, engine, sparse=model.sparse, sizes=sizes, timing_cache=timings)
+            made = build_apart(tensorrt, file, engine, sparse=model.sparse, sizes=sizes, timing_cache=timings)
+            assert made is not None
         return Artifact(
             file=engine,
             precision=model.precision,

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from edgedl import dimensions
 from edgedl.core import Artifact, Model, Target, Task
-from edgedl.engine import EngineSession, Range, describe, write_engine
+from edgedl.engine import EngineSession, Range, build_apart, describe
 from edgedl.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
@@ -41,15 +41,11 @@ class TensorRTRTX(Target):
     needs_gpu: ClassVar[bool] = True
     extra: ClassVar[str] = "tensorrt-rtx"
 
-    @property
-    def builds_apart(self) -> bool:
-        """Not where there is a GPU, which asking for has taken CUDA into use."""
-        return find_gpu() is None
-
     def prepare(self, model: Model, task: Task, batch_size: int) -> None:
-        """Exports the graph, which targets of one scheme share."""
+        """Exports the graph, which targets of one scheme share, and asks for the GPU, which a copy cannot."""
         from edgedl.onnx_export import exported
 
+        find_gpu()
         exported(self.graph(model), task, batch_size, self.max_batch is not None)
 
     def build(self, model: Model, task: Task, folder: Path, batch_size: int) -> Artifact:
@@ -66,9 +62,10 @@ class TensorRTRTX(Target):
         if model.precision == "int4 weights":
             onnx_forms.pack_for_tensorrt(source)
         with naming_operators(source, graph, task, batch_size):
-            made = write_engine(
+            made = build_apart(
                 tensorrt_rtx, source, engine, self.compute_capabilities, sparse=model.sparse, sizes=sizes
             )
+            assert made is not None
         versions = {"onnx": onnx.__version__, "tensorrt-rtx": tensorrt_rtx.__version__}
         gpu, reason = find_gpu(), why_no_gpu()
         if gpu is not None:

@@ -23,6 +23,8 @@ FILES = {
 }
 VALIDATION_SHARE = 12
 """One training image in twelve is held out for validation: 5,000 of 60,000."""
+MAX_FILE_BYTES = 1 << 26
+"""More than a file of 60,000 images holds; no compressed one makes more of it than this."""
 
 
 class MNIST(Classification):
@@ -67,9 +69,12 @@ def _read_idx(folder: Path, name: str, num_dimensions: int) -> np.ndarray:
     if file is None:
         raise DataError(f"{folder}: no {name} or {name}.gz; put the four MNIST files there")
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise DataError(f"{file}: holds more than {MAX_FILE_BYTES} bytes, more than any file of MNIST")
     magic = bytes((0, 0, 8, num_dimensions))
     if content[:4] != magic:
         raise DataError(f"{file}: begins with {content[:4].hex() or 'nothing'}, not with {magic.hex()} as {name} does")

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
-from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
 
-from edgedl import image_files, splits
+from edgedl import data_files, image_files, splits
 from edgedl.core import Baseline, Batch, DataError, Metric, Session, Split
 from edgedl.drawing import Chance, paint, pixel_centres
 from edgedl.images import Classification, labelled
@@ -124,18 +123,10 @@ def _read(folder: str, size: int, part: str) -> tuple[np.ndarray, np.ndarray]:
 def _of_medmnist(file: Path, size: int, split: Split) -> Batch:
     part = {"validation": "val", "calibration": "train"}.get(split, split)
     keys = f"{part}_images", f"{part}_labels"
-    try:
-        with np.load(file) as arrays:
-            lacking = [key for key in keys if key not in arrays.files]
-            if lacking:
-                raise DataError(
-                    f"{file}: no array {lacking[0]}; files of MedMNIST have images and labels of each split"
-                )
-            images, labels = arrays[keys[0]], arrays[keys[1]]
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{file}: cannot be read as an .npz file of arrays: {error}") from error
+    arrays = data_files.arrays(file, keys)
+    if lacking := [key for key in keys if key not in arrays]:
+        raise DataError(f"{file}: no array {lacking[0]}; files of MedMNIST have images and labels of each split")
+    images, labels = (arrays[key] for key in keys)
     if images.ndim != 3 or images.dtype != np.uint8 or labels.shape != (len(images), 1):
         raise DataError(
             f"{file}: {keys[0]} is {images.dtype} {images.shape} and {keys[1]} {labels.shape}; "
