@@ -36,7 +36,7 @@ MAX_REPEATS = 50
 """So many proposals in a row that were tried before: then all has been, or as good as."""
 UNMET = 1e6
 """Stands in the database for what is not known."""
-KEPT_AS = 2
+KEPT_AS = 3
 """The form in which trials are kept; those of an earlier one are another search."""
 SELDOM = 19
 """So many times as long as it took is waited until something is done again that is only for those who look on."""
@@ -195,6 +195,7 @@ class Study:
         if result["state"] == "done":
             first = self._reference.result["reference"] if self._reference else result["reference"]
             figures["drop"] = self.goal.metric.drop(first, figures["score"])
+            figures["latency"] = self._latency(result)
         result = {**result, "figures": figures}
         trial = self._trial(number, self._known[number].values, result)
         name = self._open.pop(number)
@@ -207,6 +208,18 @@ class Study:
             self._learn(trial, worth)
         self._keep(trial)
         return trial
+
+    def _latency(self, result: Mapping[str, Any]) -> float | None:
+        """As it would be at the pace that the machine had in the first trial, by the float file that both measured.
+
+        Where its float file is another, as that of another network, it is what was measured.
+        """
+        latency: float | None = result["figures"]["latency"]
+        first = self._reference.result["yardstick"] if self._reference else result["yardstick"]
+        own = result["yardstick"]
+        if latency is None or not first["latency"] or not own["latency"] or first["files"] != own["files"]:
+            return latency
+        return latency * float(first["latency"]) / float(own["latency"])
 
     def interrupt(self, number: int) -> None:
         """Ends a trial that has not finished; it is asked for again."""

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from edgedl import artifacts, comparison, counting, pipeline, refusals
+from edgedl import artifacts, comparison, counting, files, pipeline, refusals
 from edgedl import recipe as recipes
 from edgedl.core import EdgedlError, Model, Step
 from edgedl.hopeless import Earlier, Early, Figures, Hopeless, Judge
@@ -101,6 +101,7 @@ def _result(folder: Path, root: Path) -> dict[str, Any]:
     if file.row["status"] in ("failed", "built"):
         why = "it was not run here: " if file.row["status"] == "built" else ""
         return {"reason": f"{file.row['target']} {file.row['variant']}: {why}{file.row['reason']}"}
+    yardstick = next(found for found in rows if found.row["variant"] == "float")
     return {
         "state": "done",
         "run": str(folder.relative_to(root)),
@@ -109,8 +110,15 @@ def _result(folder: Path, root: Path) -> dict[str, Any]:
         "status": file.row["status"],
         "reason": file.row["reason"],
         "figures": {name: file.value(name) for name in FIGURES},
-        "reference": next(found.value("score") for found in rows if found.row["variant"] == "float"),
+        "reference": yardstick.value("score"),
+        "yardstick": {"files": _digests(folder / yardstick.row["file"]), "latency": yardstick.value("latency")},
     }
+
+
+def _digests(file: Path) -> list[str]:
+    """Of a file, or of the files of a network that is several graphs."""
+    found = [file] if file.is_file() else sorted(inner for inner in file.rglob("*") if inner.is_file())
+    return [files.sha256(inner) for inner in found]
 
 
 def work(jobs: IO[str], results: IO[str]) -> None:

@@ -301,7 +301,8 @@ def come_of(number: int) -> dict[str, Any]:
     """A result as a trial gives it."""
     known = {"score": 0.9, "drop": 0.0, "size": 100 + number, "latency": 1.0}
     told = {"state": "done", "status": "ok", "reference": 0.9, "early": {}, "seconds": 1.0}
-    return {**told, "figures": known, "run": f"small-{number:04}/never"}
+    yardstick = {"files": ["float"], "latency": 2.0}
+    return {**told, "figures": known, "run": f"small-{number:04}/never", "yardstick": yardstick}
 
 
 class Told(Here):
@@ -329,6 +330,14 @@ def test_the_sampler_goes_by_the_latest_trials_and_the_front(tmp_path, monkeypat
     seen = [one.user_attrs["number"] for one in study._sampler.trials if "number" in one.user_attrs]
     assert seen == [0, 5, 6, 7, 8]
     assert [one.number for one in study.front()] == [0]
+
+
+def test_latencies_are_those_of_the_machine_as_it_was_in_the_first_trial(tmp_path):
+    study = study_in(tmp_path)
+    study.tell(study.ask().number, come_of(0))
+    for files, expected in (["float"], 0.5), (["that of another network"], 1.0):
+        slowed = {**come_of(1), "yardstick": {"files": files, "latency": 4.0}}
+        assert study.tell(study.ask().number, slowed).figures.value("latency") == expected
 
 
 # What cannot come to anything
