@@ -653,7 +653,7 @@ def test_the_program_says_in_one_line_what_is_wrong(tmp_path):
 def test_tables_tell_of_every_state(searched_in, capsys):
     from edgedl.cli import search as command
 
-    command._conclude(study_in(searched_in), searched_in, "2 trials have finished", False)
+    command._conclude(study_in(searched_in), searched_in, "2 trials have finished", False, None)
     said = capsys.readouterr().out
     assert "limits: drop<=0.5; trials: 2 done" in said
     assert (searched_in / "search.html").is_file()
