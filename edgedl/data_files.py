@@ -162,12 +162,12 @@ def _parquet(file: Path) -> Records:
         raise MissingPackage(f"{file}: reading Parquet needs pyarrow: pip install 'edgedl[data]'") from error
     try:
         with file.open("rb") as stream:
-            table = parquet.read_table(stream)
-    except (pyarrow.ArrowException, OSError) as error:
+            columns = of_table(parquet.read_table(stream))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
             raise
         raise DataError(f"{file}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return Records(of_table(table), str(file), lambda record: f"{file}: record {record}", is_table=True)
+    return Records(columns, str(file), lambda record: f"{file}: record {record}", is_table=True)
 
 
 def of_table(table: Any) -> dict[str, Column]:

@@ -39,7 +39,10 @@ class LiteRTSession:
         library = interpreter_library()
         self.runtime = f"{library.__name__.partition('.')[0]} {_version(library)}"
         self.interpreter = _load(file, threads)
-        inputs, outputs = _named_details(self.interpreter)
+        try:
+            inputs, outputs = _named_details(self.interpreter)
+        except (ValueError, LookupError) as error:  # names of tensors that are not there
+            raise ModelFileError(f"{file}: damaged: {' '.join(str(error).split())}") from error
         self.inputs = {name: _spec(detail) for name, detail in inputs.items()}
         self.outputs = {name: _spec(detail) for name, detail in outputs.items()}
         self.graphs: Mapping[str, Session] = {}

@@ -32,7 +32,11 @@ class OnnxRuntimeSession:
         self.file, self.threads, self.as_written = file, threads, as_written
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.session = _load(str(file), file, self._options())
-        sizes = json.loads(self.session.get_modelmeta().custom_metadata_map.get(SIZES, "{}"))
+        noted = self.session.get_modelmeta().custom_metadata_map.get(SIZES, "{}")
+        try:
+            sizes = {str(name): int(size) for name, size in json.loads(noted).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelFileError(f"{file}: damaged: its {SIZES} are {noted[:80]!r}") from error
         self.inputs = {value.name: _spec(file, value, sizes) for value in self.session.get_inputs()}
         self.outputs = {value.name: _spec(file, value, sizes) for value in self.session.get_outputs()}
         self.graphs: Mapping[str, Session] = {}

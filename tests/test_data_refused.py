@@ -122,6 +122,10 @@ def test_a_truncated_parquet_file_and_missing_values_are_named(tmp_path):
         (tmp_path / "own.parquet").write_bytes(content)
         with pytest.raises(DataError, match=r"own\.parquet: cannot be read as Parquet: .+"):
             Data(source=str(tmp_path / "own.parquet")).arrays("test")
+    texts = pyarrow.array([b"a", b"\xe1"] * 15, pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"x": texts, "label": [0, 1] * 15}), tmp_path / "own.parquet")
+    with pytest.raises(DataError, match=r"own\.parquet: cannot be read as Parquet: .+"):
+        Data(source=str(tmp_path / "own.parquet")).arrays("test")
     rows[11]["x"] = None
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "own.parquet")
     with pytest.raises(DataError, match=r"own\.parquet: record 11: x holds None, but networks take numbers"):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
 from benchmarks.fuzz_samples import ODD, RECIPE, Sample, by_ending, samples
-from edgedl import recipe
-from edgedl.core import EdgedlError
+from edgedl import inspecting, recipe
+from edgedl.core import SIZES, EdgedlError
+from edgedl.flatbuffer import Flatbuffer
+from edgedl.tasks import mnist
 
 VALUES = st.recursive(
     st.one_of(
@@ -89,3 +93,27 @@ def test_names_that_no_file_can_have_are_told(name, files, tmp_path):
     for kind in ("model.onnx", "model.tflite", "network.onnx", "model.pt2", "weights.pt", "data.npz", "data.csv"):
         with pytest.raises((EdgedlError, OSError)):  # the system's own words, which the program says in a line
             files[kind].reader(tmp_path / f"{name}.{kind.rpartition('.')[2]}")
+
+
+def test_a_file_that_grows_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "MAX_FILE_BYTES", 1000)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(1001)))
+    with pytest.raises(EdgedlError, match=r"train-images-idx3-ubyte\.gz: holds more than 1000 bytes"):
+        mnist.MNIST(folder=str(tmp_path)).arrays("train")
+
+
+def test_a_tflite_file_whose_names_lead_nowhere_is_refused(files, tmp_path):
+    graph = Flatbuffer(files["model.tflite"].content)
+    graph.model.signatureDefs[0].outputs[0].tensorIndex = 40
+    (tmp_path / "model.tflite").write_bytes(graph.pack())
+    with pytest.raises(EdgedlError, match=r"model\.tflite: damaged"):
+        inspecting.of_file(tmp_path / "model.tflite")
+
+
+def test_notes_of_sizes_in_an_onnx_file_are_numbers_or_refused(files, tmp_path):
+    for noted in ("[]", "{", '{"batch": []}', '{"batch": "x"}'):
+        model = onnx.load_from_string(files["model.onnx"].content)
+        model.metadata_props.add(key=SIZES, value=noted)
+        onnx.save(model, tmp_path / "model.onnx")
+        with pytest.raises(EdgedlError, match=r"model\.onnx: damaged: its edgedl\.sizes are"):
+            inspecting.of_file(tmp_path / "model.onnx")

@@ -62,6 +62,12 @@ def test_a_line_of_any_module_is_read(line, added, rails, temperatures, clocks):
     assert list(sensors.whole(sample.rails_mw)) == added
 
 
+def test_numbers_that_none_can_be_are_left_out():
+    huge = "9" * 400
+    sample = jetson.parse(f"RAM 1/2MB VDD_IN {huge}mW/5mW EMC_FREQ 1%@{huge} CPU [1%@{huge}] CPU@{huge}C GPU@40C")
+    assert sample == jetson.Sample({}, {"gpu": 40.0}, {})
+
+
 @pytest.mark.parametrize("line", ["", "tegrastats: not permitted\n", "VDD_IN 5mW/5mW\n", "\x00\xff" * 99])
 def test_what_is_no_line_of_it_is_none(line):
     assert jetson.parse(line) is None

@@ -101,7 +101,9 @@ def test_recordings_of_any_kind_and_rate_sound_alike(kind, tmp_path):
 def test_damaged_recordings_are_named(tmp_path):
     file = record(tmp_path / "7.wav")
     whole = file.read_bytes()
-    for damaged, said in ((whole[:3000], "Reached EOF"), (whole[:30], ""), (b"", ""), (b"no sound", "not understood")):
+    nowhere = whole.replace(b"data", b"dbta")
+    cut = ((whole[:3000], "Reached EOF"), (whole[:30], ""), (b"", ""), (b"no sound", "not understood"), (nowhere, ""))
+    for damaged, said in cut:
         file.write_bytes(damaged)
         with pytest.raises(DataError, match=rf"7\.wav: cannot be read as a WAV file: .*{said}"):
             sound_files.sound(file, 16_000)

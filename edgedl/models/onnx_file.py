@@ -137,7 +137,11 @@ def _compare(
     for start in range(0, count, fixed or count):
         piece = {name: np.resize(values[start:], (fixed, *values.shape[1:])) if fixed else values
                  for name, values in samples.items()}  # fmt: skip
-        pieces.append(session.run(list(found), piece))
+        try:
+            pieces.append(session.run(list(found), piece))
+        except Exception as error:  # as above
+            said = " ".join(str(error).split())[:200]
+            raise ModelFileError(f"{source}: onnxruntime does not run it: {said}") from error
     for index, name in enumerate(found):
         wanted = np.concatenate([piece[index] for piece in pieces])[:count]
         answered = found[name].numpy()
