@@ -39,6 +39,12 @@ class File:
         return f"{self.label} {self.row['target']} {self.row['variant']}"
 
     @property
+    def digests(self) -> list[str]:
+        """SHA-256 of the file, or of each graph's."""
+        graphs = (self.row.get("graphs") or {}).values()
+        return [row["sha256"] for row in graphs or [self.row]]
+
+    @property
     def path(self) -> str | None:
         return str(self.folder / self.row["file"]) if self.row["file"] else None
 

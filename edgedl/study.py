@@ -217,7 +217,7 @@ class Study:
         latency: float | None = result["figures"]["latency"]
         first = self._reference.result["yardstick"] if self._reference else result["yardstick"]
         own = result["yardstick"]
-        if latency is None or not first["latency"] or not own["latency"] or first["files"] != own["files"]:
+        if latency is None or not first["latency"] or not own["latency"] or first["sha256"] != own["sha256"]:
             return latency
         return latency * float(first["latency"]) / float(own["latency"])
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from edgedl import artifacts, comparison, counting, files, pipeline, refusals
+from edgedl import artifacts, comparison, counting, pipeline, refusals
 from edgedl import recipe as recipes
 from edgedl.core import EdgedlError, Model, Step
 from edgedl.hopeless import Earlier, Early, Figures, Hopeless, Judge
@@ -111,14 +111,8 @@ def _result(folder: Path, root: Path) -> dict[str, Any]:
         "reason": file.row["reason"],
         "figures": {name: file.value(name) for name in FIGURES},
         "reference": yardstick.value("score"),
-        "yardstick": {"files": _digests(folder / yardstick.row["file"]), "latency": yardstick.value("latency")},
+        "yardstick": {"sha256": yardstick.digests, "latency": yardstick.value("latency")},
     }
-
-
-def _digests(file: Path) -> list[str]:
-    """Of a file, or of the files of a network that is several graphs."""
-    found = [file] if file.is_file() else sorted(inner for inner in file.rglob("*") if inner.is_file())
-    return [files.sha256(inner) for inner in found]
 
 
 def work(jobs: IO[str], results: IO[str]) -> None:

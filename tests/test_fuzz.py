@@ -105,7 +105,7 @@ def test_a_file_that_grows_too_much_is_refused(tmp_path, monkeypatch):
 def test_a_tflite_file_whose_names_lead_nowhere_is_refused(files, tmp_path):
     graph = Flatbuffer(files["model.tflite"].content)
     graph.model.signatureDefs[0].outputs[0].tensorIndex = 40
-    graph.write(tmp_path / "model.tflite")
+    (tmp_path / "model.tflite").write_bytes(graph.pack())
     with pytest.raises(EdgedlError, match=r"model\.tflite: damaged"):
         inspecting.of_file(tmp_path / "model.tflite")
 

@@ -241,11 +241,14 @@ def test_the_first_trial_is_the_recipe_as_it_is_written_and_others_take_its_netw
 
 def test_figures_are_those_of_the_very_files_and_drops_count_from_the_first_float_network(searched_in):
     trials = study_in(searched_in).trials()
-    written = read_report(searched_in / trials[0].result["run"])["ladder"][0]["rungs"][0]["score"]
+    first = read_report(searched_in / trials[0].result["run"])
+    written, pace = first["ladder"][0]["rungs"][0]["score"], first["rows"][0]["latency_ms"]["median"]
     for one in trials:
-        row = read_report(searched_in / one.result["run"])["rows"][-1]
+        float_row, *_, row = read_report(searched_in / one.result["run"])["rows"]
+        assert float_row["sha256"] == first["rows"][0]["sha256"]
         assert (one.figures.value("score"), one.figures.value("size")) == (row["score"], row["size_bytes"])
-        assert one.figures.value("latency") == row["latency_ms"]["median"]
+        latency = row["latency_ms"]["median"] * pace / float_row["latency_ms"]["median"]
+        assert one.figures.value("latency") == pytest.approx(latency)
         assert one.figures.value("drop") == pytest.approx(written - row["score"])
 
 
@@ -301,7 +304,7 @@ def come_of(number: int) -> dict[str, Any]:
     """A result as a trial gives it."""
     known = {"score": 0.9, "drop": 0.0, "size": 100 + number, "latency": 1.0}
     told = {"state": "done", "status": "ok", "reference": 0.9, "early": {}, "seconds": 1.0}
-    yardstick = {"files": ["float"], "latency": 2.0}
+    yardstick = {"sha256": "float", "latency": 2.0}
     return {**told, "figures": known, "run": f"small-{number:04}/never", "yardstick": yardstick}
 
 
@@ -335,8 +338,8 @@ def test_the_sampler_goes_by_the_latest_trials_and_the_front(tmp_path, monkeypat
 def test_latencies_are_those_of_the_machine_as_it_was_in_the_first_trial(tmp_path):
     study = study_in(tmp_path)
     study.tell(study.ask().number, come_of(0))
-    for files, expected in (["float"], 0.5), (["that of another network"], 1.0):
-        slowed = {**come_of(1), "yardstick": {"files": files, "latency": 4.0}}
+    for digest, expected in ("float", 0.5), ("that of another network", 1.0):
+        slowed = {**come_of(1), "yardstick": {"sha256": digest, "latency": 4.0}}
         assert study.tell(study.ask().number, slowed).figures.value("latency") == expected
 
 
