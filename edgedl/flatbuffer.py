@@ -65,8 +65,8 @@ class Flatbuffer:
 
     def name(self, operator: Any) -> str:
         """That of its first output, which has the paths of the modules that made it."""
-        name: bytes = self.tensors[operator.outputs[0]].name
-        return name.decode("utf-8", "replace")
+        name: bytes | None = self.tensors[operator.outputs[0]].name  # which a file may leave out
+        return (name or b"").decode("utf-8", "replace")
 
     def kind(self, operator: Any) -> str:
         """Such as `CONV_2D`."""

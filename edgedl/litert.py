@@ -152,7 +152,7 @@ def _cut_after(graph: Flatbuffer, index: int) -> Iterator[Path]:
 def _returning_everything(graph: Flatbuffer) -> Iterator[tuple[Path, list[str]]]:
     """The file that returns every operator's outputs but constants, in execution order, and their names."""
     outputs = [index for operator in graph.operators if not graph.is_constant(operator) for index in operator.outputs]
-    names = [graph.tensors[index].name.decode("utf-8", "replace") for index in outputs]
+    names = [(graph.tensors[index].name or b"").decode("utf-8", "replace") for index in outputs]
     with _written(graph, outputs) as file:
         yield file, names
 

@@ -102,6 +102,15 @@ def test_a_file_that_grows_too_much_is_refused(tmp_path, monkeypatch):
         mnist.MNIST(folder=str(tmp_path)).arrays("train")
 
 
+def test_a_tflite_file_may_leave_names_of_tensors_out(files, tmp_path):
+    graph = Flatbuffer(files["model.tflite"].content)
+    for operator in graph.operators:
+        for index in operator.outputs:
+            graph.tensors[index].name = None
+    (tmp_path / "model.tflite").write_bytes(graph.pack())
+    assert inspecting.of_file(tmp_path / "model.tflite")["outputs"]
+
+
 def test_a_tflite_file_whose_names_lead_nowhere_is_refused(files, tmp_path):
     graph = Flatbuffer(files["model.tflite"].content)
     graph.model.signatureDefs[0].outputs[0].tensorIndex = 40
