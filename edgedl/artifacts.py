@@ -43,6 +43,8 @@ def fetch(url: str, run: str, root: Path) -> None:
         with arriving(root / run) as folder:
             for there in system.find(f"{path}/{run}"):
                 here = folder / there.rpartition(f"/{run}/")[2]
+                if ".." in here.parts:
+                    raise UsageError(f"--artifacts {url}: {there} would not lie in the run's folder")
                 here.parent.mkdir(parents=True, exist_ok=True)
                 system.get_file(there, str(here))
 
