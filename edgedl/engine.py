@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgedl import child, passport
+from edgedl import passport
 from edgedl.gpu import Gpu, call, cuda_runtime, find_gpu, power_mode, why_no_gpu
 from edgedl.passport import Passport
 from edgedl.sessions import (
@@ -176,6 +176,8 @@ def build_apart(
     if find_gpu() is None:
         made = build_as_asked(asked)
     else:
+        from edgedl import child  # which devices that engines are opened on do not have
+
         made = child.fresh(f"the builder of {NAMES[trt.__name__]}", build_as_asked, asked, child.Bounds(math.inf))
     return None if made is None else passport.of(made)
 
