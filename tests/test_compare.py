@@ -330,7 +330,9 @@ def test_a_row_without_what_is_compared_is_a_damaged_report(tmp_path, lost):
     report = write(tmp_path / "run", "cnn")
     del report["rows"][1][lost]
     (tmp_path / "run" / "report.json").write_text(json.dumps(report))
-    with pytest.raises(UsageError, match=rf"run/report\.json: damaged, or a file of the run beside it: KeyError: '{lost}'"):
+    with pytest.raises(
+        UsageError, match=rf"run/report\.json: damaged, or a file of the run beside it: KeyError: '{lost}'"
+    ):
         comparison.read([str(tmp_path / "run")], tmp_path)
 
 
