@@ -128,7 +128,7 @@ def load(name: str, task: Task) -> Teacher:
         network = plugins.load("models", made["model"]["use"]).model_validate_json(json.dumps(made["model"]))
         assert isinstance(network, Network)
         if why := suitability.why_unsuited(network, task):
-            raise UsageError(f"model {network.label} does not suit task {task.use}: {why}")
+            raise UsageError(f"model {network.label}: {why}")
         net = network.built(task)
         structure.reshape(net, made["shapes"])
         net.load_state_dict(load_file(file))

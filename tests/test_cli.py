@@ -50,7 +50,7 @@ ALL_OPTIONS = {
     },
     "search": {
         *("--help", "-h", "RECIPE", "--trials", "--budget", "--objective", "--limit", "--target", "--workers"),
-        *("--on", "--storage", "--measure-all", "--out", "--json"),
+        *("--on", "--storage", "--artifacts", "--measure-all", "--out", "--json"),
     },
     "inspect": {"--help", "-h", "WHAT", "--out", "--json"},
     "report": {"--help", "-h", "RUN", "--out", "--json"},

@@ -105,7 +105,8 @@ def test_a_teacher_of_another_kind_of_task_is_named(tmp_path):
     made = {"model": {"use": "transformer"}, "shapes": {}, "task": {"use": "text"}}
     (tmp_path / "structure.json").write_text(json.dumps(made))
     (tmp_path / "weights.safetensors").touch()
-    with pytest.raises(UsageError, match=r"weights.safetensors: model transformer, of task text, does not suit task d"):
+    said = r"weights.safetensors: a network of task text that does not fit task digits: model transformer: it needs a t"
+    with pytest.raises(UsageError, match=said):
         teachers.load(str(tmp_path), Digits())
 
 
