@@ -296,5 +296,6 @@ def test_keys_and_places_that_do_not_fit_are_refused(steps, said):
 
 
 def test_a_step_records_the_keys_of_its_method_alone():
-    assert set(Quantize().model_dump()) == {"use", "precision", "method", "weight_bits", "calibrator", "corrections"}
+    static = {"weight_bits", "granularity", "calibrator", "corrections"}
+    assert set(Quantize().model_dump()) == {"use", "precision", "method"} | static
     assert {"epochs", "ranges", "settle", "scheme"} < set(Quantize(method="qat").model_dump())

@@ -45,6 +45,11 @@ class Layer:
     wanted: torch.Tensor
     channel: int
 
+    @property
+    def has_one_scale(self) -> bool:
+        """Whether all output channels share it, of several."""
+        return len(self.scale) > 1 and bool((self.scale == self.scale[0]).all())
+
     def rounded(self) -> torch.Tensor:
         """The weight on its grid."""
         scale = self.scale.reshape(-1, *[1] * (self.weight.ndim - 1))
@@ -72,8 +77,11 @@ def re_estimation(layer: Layer) -> None:
     """Gives each output channel the gain and the offset that bring it nearest to the float channel.
 
     It is what re-estimating a batch norm's statistics is to one that has been folded. The gain goes into the weight's
-    scale, which leaves its codes as they are; the offset goes into the bias.
+    scale, which leaves its codes as they are; the offset goes into the bias. Outputs that share a scale get no gain.
     """
+    if layer.has_one_scale:
+        bias_correction(layer)
+        return
     given, wanted = layer.by_channel(layer.outputs()), layer.by_channel(layer.wanted)
     if layer.bias is not None:
         given, wanted = given - given.mean(1, keepdim=True), wanted - wanted.mean(1, keepdim=True)

@@ -18,7 +18,7 @@ from edgedl.quantize.folding import attribute, constant, fold_batch_norms, fold_
 from edgedl.quantize.integer import DEQUANTIZE_WEIGHT, QUANTIZE_WEIGHT, IntegerInterpreter
 from edgedl.quantize.one_channel import fused
 from edgedl.quantize.operators import GRU, LSTM, OPERATORS, RECURRENT_PARAMETERS, Operator, Role
-from edgedl.quantize.quantizer import is_float
+from edgedl.quantize.quantizer import has_one_scale, is_float
 from edgedl.quantize.schemes import Form, Scheme
 
 SMALLEST_HALF, LARGEST_HALF = 2.0**-24, 65504.0
@@ -56,6 +56,7 @@ def rewritten(graph: GraphModule, form: Form, scheme: Scheme, group_size: int) -
             *(graph, node, weight, f"{node.name}_weight", operator.weight_axis, largest),
             group=small.get(node, 0),
             half=scheme.half_group_scales,
+            alike=node not in small and has_one_scale(node, scheme),
         )
         node.update_arg(operator.weight, made)
     for node in graph.graph.nodes:
@@ -269,15 +270,18 @@ def _quantized(
     largest: int,
     group: int = 0,
     half: bool = False,
+    alike: bool = False,
 ) -> Node:
     """Makes quantize and dequantize nodes before `node`, behind its weight `source`, with one scale along `axis`.
 
     With `group`, a scale goes over as many neighbouring inputs of one output: the groups are rows while quantized.
-    With `half`, such scales are numbers that bfloat16 and float16 hold.
+    With `half`, such scales are numbers that bfloat16 and float16 hold. If they are to be `alike`, all are the largest.
     """
     weight = attribute(graph, str(source.target)).detach()
     rows = weight.reshape(-1, group) if group else weight
     scales = _scales(rows.movedim(axis, 0).flatten(1), largest, half and group > 0)
+    if alike:
+        scales = scales.max().expand_as(scales).clone()
     unit = scales.reshape([-1 if dimension == axis else 1 for dimension in range(rows.ndim)])
     # On the grid already: a converter that divides where torch multiplies would round one in 100,000 the other way.
     graph.register_buffer(name, (torch.round(rows / unit).clamp(-largest, largest) * unit).reshape(weight.shape))

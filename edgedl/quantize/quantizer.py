@@ -103,7 +103,7 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         if operator.bounds is not None:
             output = self.grids[node] = self._bounded(*operator.bounds)
         elif operator.role is Role.WEIGHTED:
-            specs[cast("Node", node.args[operator.weight])] = self._weight(operator.weight_axis)
+            specs[cast("Node", node.args[operator.weight])] = self._weight(node, operator.weight_axis)
         elif operator.role is Role.LOOKS_UP:
             table = cast("Node", node.args[operator.weight])
             specs[table], output = self.table, SharedQuantizationSpec((table, node))
@@ -155,10 +155,11 @@ class TableQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
             qscheme=torch.per_tensor_symmetric if self.scheme.symmetric_activations else torch.per_tensor_affine,
         )
 
-    def _weight(self, axis: int) -> QuantizationSpec:
+    def _weight(self, node: Node, axis: int) -> QuantizationSpec:
+        alike = has_one_scale(node, self.scheme)
         return QuantizationSpec(
             dtype=torch.int8,
-            observer_or_fake_quant_ctr=PerChannelWeightObserver,
+            observer_or_fake_quant_ctr=PerChannelWeightObserver.with_args(alike=alike),
             quant_min=self.scheme.weight_min,
             quant_max=self.scheme.weight_max,
             qscheme=torch.per_channel_symmetric,
@@ -239,18 +240,37 @@ class ActivationObserver(ObserverBase):  # type: ignore[misc]
         return scale, zero_point
 
 
+ONE_SCALE = ("aten.linear.default", "aten.embedding.default")
+"""Whose outputs may share one."""
+
+
+def has_one_scale(node: Node, scheme: Scheme) -> bool:
+    """Whether all outputs of a weighted layer have the same scale; those of convolutions need one each."""
+    return scheme.granularity == "tensor" and str(node.target) in ONE_SCALE
+
+
 class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
-    """The largest magnitude of each output channel of a weight."""
+    """The largest magnitude of each output channel of a weight or, if they are to be `alike`, of the whole weight."""
 
     def __init__(
-        self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, ch_axis: int, **_: object
+        self,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        ch_axis: int,
+        alike: bool = False,
+        **_: object,
     ) -> None:
         super().__init__(dtype=dtype)
+        self.alike = alike
         self.quant_min, self.quant_max, self.qscheme, self.ch_axis = quant_min, quant_max, qscheme, ch_axis
         self.reach = torch.zeros(0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.reach = x.detach().movedim(self.ch_axis, 0).flatten(1).abs().amax(1)
+        if self.alike:
+            self.reach = self.reach.max().expand_as(self.reach)
         return x
 
     def calculate_qparams(self, **_: object) -> tuple[torch.Tensor, torch.Tensor]:

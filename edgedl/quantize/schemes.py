@@ -16,6 +16,8 @@ between them stays float; in `mixed`, some blocks stay float. In `dynamic` forms
 weights and all others 8-bit ones. In `fp16` weights are half-precision numbers; a runtime that can computes so, too.
 """
 
+Granularity = Literal["channel", "tensor"]
+
 STATIC_FORMS: tuple[Form, ...] = ("int8", "int8 layers", "mixed")
 
 
@@ -23,9 +25,10 @@ STATIC_FORMS: tuple[Form, ...] = ("int8", "int8 layers", "mixed")
 class Scheme:
     """The int8 grid of activations and weights.
 
-    Weights are symmetric int8 in [-127, 127] with one scale an output channel, biases lie on the
-    int32 grid of input scale x weight scale (stored as float32), in every scheme; activations are
-    int8 with one scale a tensor and, in an asymmetric scheme, a zero point.
+    Weights are symmetric int8 in [-127, 127] with one scale an output channel or, with granularity
+    "tensor", one for all of a dense layer; biases lie on the int32 grid of input scale x weight scale
+    (stored as float32), in every scheme; activations are int8 with one scale a tensor and, in an
+    asymmetric scheme, a zero point.
     """
 
     name: str
@@ -59,16 +62,18 @@ class Scheme:
     computes_in_half: bool = False
     """Whether the form fp16 also computes in half precision, not only stores weights so."""
 
+    granularity: Granularity = "channel"
+    """What has a scale of its own of the weights of dense layers and embeddings; others have one an output channel."""
     activation_min: int = -128
     """Also on a symmetric grid, whose scale is that of 127: runtimes saturate at the type's lowest code."""
     activation_max: int = 127
     weight_min: int = -127
     weight_max: int = 127
 
-    def with_weight_bits(self, bits: int) -> Scheme:
-        """The same with weights of fewer bits, in int8 all the same."""
+    def with_weights(self, bits: int, granularity: Granularity) -> Scheme:
+        """The same with weights of fewer bits, in int8 all the same, or with fewer scales."""
         limit = 2 ** (bits - 1) - 1
-        return replace(self, weight_min=-limit, weight_max=limit)
+        return replace(self, weight_min=-limit, weight_max=limit, granularity=granularity)
 
 
 AFFINE = Scheme(name="affine", symmetric_activations=False)

@@ -28,7 +28,7 @@ from edgedl.quantize.folding import Fold, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
 from edgedl.quantize.rewrite import REWRITES, rewrite
-from edgedl.quantize.schemes import STATIC_FORMS, Form, Scheme
+from edgedl.quantize.schemes import STATIC_FORMS, Form, Granularity, Scheme
 from edgedl.recurrent import open_recurrent
 from edgedl.torch_session import BATCH_SIZE, TorchSession, named_outputs
 from edgedl.torch_tables import keep_tables
@@ -131,9 +131,10 @@ class Quantization:
     """How a network is to be quantized; the graph for a scheme is made when first asked for, and kept.
 
     With several `forms`, the best for each target is to be found; else it is of that one. `calibrator`, `corrections`
-    and `grids` matter to static forms alone, `group_size` to 4-bit weights. `grids` are those that were learned, by
-    scheme; activations of other schemes are calibrated. `blocks` are the parts that form "mixed" leaves in float.
-    With `float_ops`, operators without an int8 form stay in float instead of being refused.
+    and `grids` matter to static forms alone, `group_size` to 4-bit weights, `granularity` to those of 8 bits. `grids`
+    are those that were learned, by scheme; activations of other schemes are calibrated. `blocks` are the parts that
+    form "mixed" leaves in float. With `float_ops`, operators without an int8 form stay in float instead of being
+    refused.
 
     Of a network that is several graphs, each has a plan of its own in `graphs`, all of one form.
     """
@@ -148,12 +149,14 @@ class Quantization:
         forms: Sequence[Form] = ("int8",),
         group_size: int = 32,
         weight_bits: int = 8,
+        granularity: Granularity = "channel",
         grids: Mapping[str, Grids] = MappingProxyType({}),
         blocks: Collection[str] = (),
         float_ops: bool = False,
     ) -> None:
         self.net, self.task, self.calibrator, self.corrections = net, task, calibrator, corrections
         self.forms, self.group_size, self.weight_bits = forms, group_size, weight_bits
+        self.granularity = granularity
         self.grids, self.blocks, self.float_ops = grids, blocks, float_ops
         self.simulations: dict[str, Simulation] = {}
         self.calibrated: dict[str, Simulation] = {}
@@ -167,6 +170,7 @@ class Quantization:
                 forms=forms,
                 group_size=group_size,
                 weight_bits=weight_bits,
+                granularity=granularity,
                 float_ops=float_ops,
             )
             for name, part in graphs.tasks(net, task).items()
@@ -227,13 +231,13 @@ class Quantization:
             found = self._calibrated(scheme).leaving(lambda graph: mixed.kept(graph, kept))
             return replace(found, graph=forms.halved(found.graph, scheme), form=self.form)
         exported = export_graph(self.net, self.task, whole_recurrent=self.form in scheme.whole_recurrent)
-        graph = forms.rewritten(exported, self.form, scheme, self.group_size)
+        graph = forms.rewritten(exported, self.form, scheme.with_weights(8, self.granularity), self.group_size)
         return Simulation(graph, self.task, scheme, (), {}, self.form)
 
     def _calibrated(self, scheme: Scheme) -> Simulation:
         """Static int8; schemes of one name share one calibration."""
         if scheme.name not in self.calibrated:
-            narrowed = scheme.with_weight_bits(self.weight_bits)
+            narrowed = scheme.with_weights(self.weight_bits, self.granularity)
             learned = self.grids.get(scheme.name)
             self.calibrated[scheme.name] = simulate(
                 self.net, self.task, narrowed, self.calibrator, self.corrections, learned, self.float_ops

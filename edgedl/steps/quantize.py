@@ -42,9 +42,16 @@ FORMS: Mapping[tuple[str, str], tuple[Form, ...]] = {
 """What precision and method make; of several forms, the best for each target is kept."""
 
 OF_ALL = {"use", "precision", "method"}
-OF_STATIC = OF_ALL | {"weight_bits", "calibrator", "corrections"}
+OF_EIGHT_BITS = OF_ALL | {"granularity"}
+OF_STATIC = OF_EIGHT_BITS | {"weight_bits", "calibrator", "corrections"}
 OF_TRAINING = {*TaughtStep.model_fields, "ranges", "settle", "scheme"}
-KEYS = {"qat": OF_STATIC | OF_TRAINING, "ptq": OF_STATIC, "auto": OF_STATIC, "dynamic": OF_ALL, "weight-only": OF_ALL}
+KEYS = {
+    "qat": OF_STATIC | OF_TRAINING,
+    "ptq": OF_STATIC,
+    "auto": OF_STATIC,
+    "dynamic": OF_EIGHT_BITS,
+    "weight-only": OF_EIGHT_BITS,
+}
 """What a method can be told."""
 
 
@@ -65,6 +72,8 @@ class Quantize(TaughtStep):
     or move with the data; batch norms and moving ranges settle within the share `settle` of the training. They are
     those of one `scheme`: a target with another gets the trained weights with ranges from the calibration split.
 
+    With `granularity = "tensor"`, all outputs of a dense layer share a scale, and all rows of an embedding: a TFLite
+    file needs 12 bytes for each scale, which is much where an output has few weights. Convolutions keep theirs.
     With `weight_bits = 4`, static weights of 4 bits are stored as int8: files are only smaller once compressed.
     """
 
@@ -75,6 +84,8 @@ class Quantize(TaughtStep):
     """How: `auto` tries what the target has, and keeps the fastest that holds the score."""
     weight_bits: Literal[8, 4] = 8
     """Of static weights."""
+    granularity: Literal["channel", "tensor"] = "channel"
+    """What has a scale of its own of the 8-bit weights of dense layers and embeddings."""
     calibrator: Literal["auto", "min-max", "percentile", "mse", "entropy"] = "auto"
     """How ranges are found from histograms of activations; `auto` takes the best of all."""
     corrections: Literal["auto"] | tuple[Correction, ...] = "auto"
@@ -157,6 +168,7 @@ class Quantize(TaughtStep):
             forms=self._forms(graphs_of(net)),
             group_size=self.group_size,
             weight_bits=self.weight_bits,
+            granularity=self.granularity,
             grids=metrics.get("grids", {}),
             float_ops=model.float_ops,
         )
@@ -171,7 +183,7 @@ class Quantize(TaughtStep):
         from edgedl.torch_session import TorchSession
 
         scheme = {"affine": schemes.AFFINE, "symmetric": schemes.SYMMETRIC}[self.scheme]
-        scheme = scheme.with_weight_bits(self.weight_bits)
+        scheme = scheme.with_weights(self.weight_bits, self.granularity)
         grids = simulate(model.net, task, scheme, self.calibrator, float_ops=model.float_ops).chosen
         num_batches = self.epochs * math.ceil(len(next(iter(task.arrays("train").values()))) / self.batch_size)
         settling = round(self.settle * num_batches)

@@ -30,6 +30,8 @@ KNOWS_GROUPS = 13
 """A version of FULLY_CONNECTED that old interpreters refuse. Of another, tflite_runtime 2.14 takes such a file, ignores
 the scales of groups, and answers nonsense."""
 
+ONE_SCALE = {"FULLY_CONNECTED", "GATHER", "EMBEDDING_LOOKUP", "DEQUANTIZE"}
+"""Kernels that know weights with a single scale."""
 
 ONE_FREE = "with max_batch it has the number of samples free, and a shape can have one such size"
 NUM_TRIED = 3
@@ -214,6 +216,7 @@ def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:
         pad_by_convolutions(graph)
         if num_in_float := _compute_in_float(graph, ("GELU", "HARD_SWISH", "SQRT", "RSQRT")):
             rewrites["GELUs, hard swishes and roots computed in float between int8 values"] = num_in_float
+    _share_scales(graph)
     num_narrowed = narrow(graph)
     if num_narrowed:
         rewrites["wide depthwise kernels made sums of narrower ones"] = num_narrowed
@@ -347,6 +350,20 @@ def _compute_in_float(graph: Flatbuffer, kinds: tuple[str, ...]) -> int:
         ]
     graph.operators = operators
     return num
+
+
+def _share_scales(graph: Flatbuffer) -> None:
+    """Stores a scale that all outputs of a dense layer, or all rows of an embedding, have but once, in place."""
+    readers: dict[int, set[str]] = {}
+    for operator in graph.operators:
+        for index in operator.inputs:
+            readers.setdefault(int(index), set()).add(graph.kind(operator))
+    for index, tensor in enumerate(graph.tensors):
+        grid = tensor.quantization
+        if grid is None or grid.scale is None or len(grid.scale) == 1 or len({*grid.scale}) > 1:
+            continue
+        if readers.get(index, set()) <= ONE_SCALE and graph.constant(tensor) and not any(grid.zeroPoint):
+            grid.scale, grid.zeroPoint, grid.quantizedDimension = grid.scale[:1], grid.zeroPoint[:1], 0
 
 
 def _store_in_half(graph: Flatbuffer) -> None:
