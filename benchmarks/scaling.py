@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import CACHE, Row, read, say, write
+from benchmarks.rows import CACHE, Row, read, say, titled, write
 from edgedl import parallel, searching, training
 from edgedl.models.resnet import ResNet
 from edgedl.study import Study, database
@@ -90,7 +90,9 @@ def main() -> None:
             rows.append({"part": part, "workers": workers, **found})
             say(json.dumps(rows[-1]))
             write(options.results, rows)
-    options.results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    options.results.with_suffix(".md").write_text(
+        titled("What more workers bring", options.results) + table(rows), encoding="utf-8"
+    )
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.rows import CACHE, Row, read, say, write
+from benchmarks.rows import CACHE, Row, read, say, titled, write
 from edgedl import searching
 from edgedl.comparison import dominates
 from edgedl.study import Study, Trial, database
@@ -40,7 +40,9 @@ def main() -> None:
             if not any((row["recipe"], row["workers"]) == (recipe, workers) for row in rows):
                 rows.append(searched(recipe, workers, options.budget, options.cache / f"{Path(recipe).stem}-{workers}"))
                 write(options.results, rows)
-    options.results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    options.results.with_suffix(".md").write_text(
+        titled("What a search finds", options.results) + table(rows), encoding="utf-8"
+    )
 
 
 def searched(recipe: str, workers: int, budget: float, folder: Path) -> Row:
