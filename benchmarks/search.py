@@ -62,7 +62,8 @@ def searched(recipe: str, workers: int, budget: float, folder: Path) -> Row:
     why = searching.search(study, folder, team, None, budget, False, show)
     seconds = time.monotonic() - began
     trials, written = study.trials(), study.reference
-    assert written is not None
+    if written is None:
+        raise SystemExit(f"{recipe}: the recipe as it is written has not finished within {budget:.0f} s; give it more")
     better = [
         trial.number for trial in trials if trial.is_met and dominates(costs(study, trial), costs(study, written))
     ]
