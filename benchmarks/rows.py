@@ -33,7 +33,7 @@ def write(file: Path, rows: Sequence[Row]) -> None:
 def titled(title: str, file: Path) -> str:
     """What stands above the table of a results file: what it is, and what it was measured on."""
     device = json.loads(file.read_text())["device"]
-    return f"# {title}\n\nMeasured on {device['name']}, {device['cores']} cores.\n\n"
+    return f"# {title}\n\nMeasured on {device['name']}.\n\n"
 
 
 def say(line: str) -> None:
