@@ -147,7 +147,6 @@ def _write(file: Path, value: Any) -> None:
 
 def _read(file: Path) -> Any | None:
     """What `_write` wrote; None for a file that is not there or damaged, whose work is done again."""
-    """None for a file that is not there or damaged: the work is then done again."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():

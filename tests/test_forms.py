@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from edgedl import ladder, measure, plugins, recipe, stats
-from edgedl.core import Artifact, Model, RecipeError, Target, TargetError, TensorSpec
+from edgedl.core import Artifact, Model, RecipeError, Target, TargetError
 from edgedl.flatbuffer import Flatbuffer
 from edgedl.quantize.forms import DynamicInterpreter
 from edgedl.quantize.schemes import LITERT, ONNXRUNTIME, STATIC_FORMS, Form
 from edgedl.quantize.simulate import Quantization
 from edgedl.torch_session import TorchSession
-from tests.toys import Noise
+from tests.toys import Noise, Tokens
 
 torch.manual_seed(0)  # for the weights of the networks below
 
@@ -114,17 +114,6 @@ class Uneven(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(layer(x) for layer in self.layers.values())
-
-
-class Tokens(Noise):
-    """Random token numbers in."""
-
-    @property
-    def inputs(self):
-        return {"x0": TensorSpec(self.shape, "int32")}
-
-    def arrays(self, split):
-        return {"x0": np.random.default_rng(3).integers(0, 50, (self.num_samples, *self.shape)).astype(np.int32)}
 
 
 IMAGE = (8, 10, 10)

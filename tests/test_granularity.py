@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edgedl import ladder, measure, plugins, recipe
-from edgedl.core import Model, RecipeError, Target, TensorSpec
+from edgedl.core import Model, RecipeError, Target
 from edgedl.flatbuffer import Flatbuffer
 from edgedl.quantize.integer import QUANTIZE_WEIGHT
 from edgedl.quantize.schemes import LITERT
@@ -18,20 +17,9 @@ from edgedl.quantize.simulate import Quantization
 from edgedl.steps.quantize import Quantize
 from edgedl.tasks.digits import Digits
 from edgedl.torch_session import TorchSession
-from tests.toys import Noise
+from tests.toys import Noise, Tokens
 
 torch.manual_seed(0)  # for the weights of the networks below
-
-
-class Tokens(Noise):
-    """Random token numbers in."""
-
-    @property
-    def inputs(self):
-        return {"x0": TensorSpec(self.shape, "int32")}
-
-    def arrays(self, split):
-        return {"x0": np.random.default_rng(3).integers(0, 50, (self.num_samples, *self.shape)).astype(np.int32)}
 
 
 NETWORKS = {
@@ -120,7 +108,7 @@ def test_corrections_leave_one_scale_one():
     assert kinds["aten.conv2d.default"][0] == 32
 
 
-def test_a_network_is_trained_for_one_scale(tmp_path):
+def test_a_network_is_trained_for_one_scale():
     task = Digits()
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 24), nn.ReLU(), nn.Linear(24, 10)).eval()
     step = Quantize(method="qat", granularity="tensor", calibrator="min-max", corrections=(), epochs=1, lr=1e-3)

@@ -75,3 +75,14 @@ class Apply(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return self.function(*inputs)
+
+
+class Tokens(Noise):
+    """Random token numbers in."""
+
+    @property
+    def inputs(self):
+        return {"x0": TensorSpec(self.shape, "int32")}
+
+    def arrays(self, split):
+        return {"x0": np.random.default_rng(3).integers(0, 50, (self.num_samples, *self.shape)).astype(np.int32)}

@@ -73,7 +73,7 @@ class Quantize(TaughtStep):
     those of one `scheme`: a target with another gets the trained weights with ranges from the calibration split.
 
     With `granularity = "tensor"`, all outputs of a dense layer share a scale, and all rows of an embedding: a TFLite
-    file needs 12 bytes for each scale, which is much where an output has few weights. Convolutions keep theirs.
+    file holds up to 16 bytes for the grids of each output, much where it has few weights. Convolutions keep theirs.
     With `weight_bits = 4`, static weights of 4 bits are stored as int8: files are only smaller once compressed.
     """
 

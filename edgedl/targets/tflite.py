@@ -360,7 +360,7 @@ def _share_scales(graph: Flatbuffer) -> None:
             readers.setdefault(int(index), set()).add(graph.kind(operator))
     for index, tensor in enumerate(graph.tensors):
         grid = tensor.quantization
-        if grid is None or grid.scale is None or len(grid.scale) == 1 or len({*grid.scale}) > 1:
+        if grid is None or grid.scale is None or len(grid.scale) < 2 or len({*grid.scale}) > 1:
             continue
         if readers.get(index, set()) <= ONE_SCALE and graph.constant(tensor) and not any(grid.zeroPoint):
             grid.scale, grid.zeroPoint, grid.quantizedDimension = grid.scale[:1], grid.zeroPoint[:1], 0
