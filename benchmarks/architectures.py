@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgedl import own
 from edgedl.classes import Classes
 from edgedl.core import Batch, Network, Split, Task, TensorSpec
+from edgedl.own import networks
 from edgedl.tasks.digits import Digits
 
 SAMPLES: Mapping[Split, int] = {"train": 1024, "calibration": 128, "validation": 192, "test": 192}
@@ -162,7 +162,7 @@ class Public(Network):
 
     def build(self, task: Task) -> nn.Module:
         """The network with weights by chance; a tuple of the task's outputs."""
-        return own.adapted(ARCHITECTURES[self.name].made(), task)
+        return networks.adapted(ARCHITECTURES[self.name].made(), task)
 
 
 IMAGES, LARGE, TOKENS, WAVES, FEATURES = Images(), Images(side=64), Tokens(), Sounds(), Sounds(features=True)

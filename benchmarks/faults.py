@@ -128,7 +128,7 @@ def _load() -> None:
     task = Digits()
     task.arrays("train")
     # The exporter loads most of its parts when it is first used.
-    from edgedl.onnx_export import exported
+    from edgedl.onnx.export import exported
     from edgedl.quantize.simulate import export_graph
 
     net = MLP(widths=(4,)).build(task).eval()

@@ -160,12 +160,13 @@ def models(folder: Path) -> dict[str, Sample]:
     import torch
     from safetensors.torch import save
 
-    from edgedl import api, child, inspecting, measure, plugins, recipe, weights
+    from edgedl import api, child, inspecting, measure, plugins, recipe
     from edgedl.core import Model
     from edgedl.models.exported import Exported
     from edgedl.models.keras_file import KerasFile
     from edgedl.models.mlp import MLP
     from edgedl.models.onnx_file import OnnxFile
+    from edgedl.own import weights
     from edgedl.targets.onnxruntime import OnnxRuntime
     from edgedl.targets.tensorrt_rtx import TensorRTRTX
     from edgedl.targets.tflite import TFLite
@@ -243,7 +244,8 @@ def models(folder: Path) -> dict[str, Sample]:
 
 def data(folder: Path) -> dict[str, Sample]:
     """Data sets of one file."""
-    from edgedl import image_files, plugins, sound_files
+    from edgedl import plugins
+    from edgedl.data import image_files, sound_files
     from edgedl.tasks.data import Data
 
     table = np.random.default_rng(0).normal(size=(40, 3)).round(3)
@@ -361,8 +363,11 @@ def answers(folder: Path) -> dict[str, Sample]:
     """What devices say, and which there are."""
     from subprocess import CompletedProcess
 
-    from edgedl import android, benchmark_model, devices, jetson
-    from edgedl import answers as checked
+    from edgedl import devices
+    from edgedl.bench import jetson
+    from edgedl.links import android
+    from edgedl.remote import answers as checked
+    from edgedl.remote import benchmark_model
 
     network = {
         "error": None, "runtime": "onnxruntime 1.20", "init_ms": 3.1, "peak_memory_bytes": 100, "not_timed": None,
@@ -415,9 +420,10 @@ def runs(folder: Path) -> dict[str, Sample]:
     """Files of a run folder, and what looks at runs or goes on with them."""
     import torch
 
-    from edgedl import answers as checked
-    from edgedl import api, checkpoint, housekeeping, pipeline, progress, recipe, stages, teachers
+    from edgedl import api, checkpoint, housekeeping, pipeline, progress, recipe, stages
+    from edgedl.remote import answers as checked
     from edgedl.run import Run
+    from edgedl.training import teachers
 
     root, wanted = folder / "runs", recipe.parse(SMALL, Path("small.toml"))
     before, checkpoint.EVERY_SECONDS = checkpoint.EVERY_SECONDS, 0.0

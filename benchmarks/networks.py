@@ -15,18 +15,19 @@ from pydantic import PositiveInt
 from torch import nn
 from torch.nn import functional
 
-from edgedl import plugins, training
+from edgedl import plugins
 from edgedl.core import Batch, Metric, Model, Network, Part, Split, Target, Task, TensorSpec
 from edgedl.images import Classification
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
 from edgedl.models.mobilenet import MobileNet
 from edgedl.models.resnet import ResNet
-from edgedl.onnx_export import example_inputs
+from edgedl.onnx.export import example_inputs
 from edgedl.steps.train import Train
 from edgedl.tasks.digits import Digits
 from edgedl.tasks.scenes import Scenes
 from edgedl.torch_session import TorchSession
+from edgedl.training import loop
 
 FLOAT_FILES = {"tflite": "float.tflite", "onnxruntime": "float.onnx"}
 CONVERTED = "converted.tflite"
@@ -218,7 +219,7 @@ def prepare(name: str, seed: int, folder: Path) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     about.unlink(missing_ok=True)
-    training.seed(seed)
+    loop.seed(seed)
     net = subject.train.apply(Model(net=subject.network.build(subject.task)), subject.task).net
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / "weights.safetensors")
     save_calibration(subject.task, folder / "calibration.npz")

@@ -24,10 +24,11 @@ from benchmarks import networks
 from benchmarks.networks import FLOAT_FILES, SUBJECTS
 from benchmarks.quantization import BENCH, parser_of
 from benchmarks.rows import Row, read, say, write
-from edgedl import measure, plugins, stats, training
+from edgedl import measure, plugins, stats
 from edgedl.core import Model, Target, Task
 from edgedl.steps.prune import Prune, macs, sample
 from edgedl.torch_session import TorchSession
+from edgedl.training import loop
 
 NETWORKS = ("cnn", "resnet", "mobilenet")
 SHARES = (0.5, 0.25)
@@ -116,7 +117,7 @@ def compare(name: str, seed: int, cache: Path) -> list[Row]:
     for share in SHARES:
         for method, prune in METHODS.items():
             say(f"{source.name}: {method}, {share:.0%} of MACs")
-            training.seed(seed)
+            loop.seed(seed)
             start = time.perf_counter()
             net = prune(whole, task, share)
             built.append(({"method": method, "share": share, "seconds": time.perf_counter() - start}, net.eval()))
@@ -151,7 +152,7 @@ def _time(use: str, built: Sequence[tuple[Row, nn.Module]], task: Task, folder: 
 
 
 def _fine_tuned(net: nn.Module, task: Task) -> nn.Module:
-    found, _ = training.fit(
+    found, _ = loop.fit(
         net,
         task,
         task.loss,

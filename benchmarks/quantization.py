@@ -22,7 +22,7 @@ from benchmarks.networks import BATCH_SIZE, CONVERTED, FLOAT_FILES, SUBJECTS
 from benchmarks.rows import CACHE, Row, read, say, write
 from edgedl import measure, plugins, stats
 from edgedl.core import Batch, Bench, EdgedlError, Session, Target, TargetError, Task, TensorSpec
-from edgedl.litert import LiteRTSession
+from edgedl.tflite.litert import LiteRTSession
 
 PEERS = ("edgedl", "ai_edge_quantizer", "torchao", "onnxruntime", "nncf", "modelopt")
 RUNTIMES = {".tflite": "tflite", ".onnx": "onnxruntime"}

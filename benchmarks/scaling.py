@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import CACHE, Row, read, say, titled, write
-from edgedl import parallel, searching, training
 from edgedl.models.resnet import ResNet
-from edgedl.study import Study, database
+from edgedl.search import searching
+from edgedl.search.study import Study, database
+from edgedl.search.workers import Event, Job, Processes
 from edgedl.tasks.scenes import Scenes
-from edgedl.workers import Event, Job, Processes
+from edgedl.training import loop, parallel
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 PARTS = ("simulated", "search", "training")
@@ -206,7 +207,7 @@ def train(epochs: int, file: Path) -> None:
     task.arrays("train"), task.arrays("validation")
     with parallel.joined():
         began = time.monotonic()
-        training.fit(
+        loop.fit(
             net,
             task,
             task.loss,

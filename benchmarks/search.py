@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.rows import CACHE, Row, read, say, titled, write
-from edgedl import searching
 from edgedl.comparison import dominates
-from edgedl.study import Study, Trial, database
-from edgedl.workers import Processes
+from edgedl.search import searching
+from edgedl.search.study import Study, Trial, database
+from edgedl.search.workers import Processes
 
 RECIPES = ("resnet8-p50-kd-qat", "dscnn-p50-kd-int8")
 RESULTS = Path(__file__).parent / "results" / "search.json"

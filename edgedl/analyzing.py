@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgedl import analysis, files, gpu, measure, plugins, progress, stages, training
+from edgedl import files, measure, plugins, progress, stages
 from edgedl import recipe as recipes
 from edgedl import run as runs
-from edgedl.analysis import Measured
+from edgedl.analysis import by_layer
+from edgedl.analysis.by_layer import Measured
 from edgedl.core import EdgedlError, Model, Target, UsageError
 from edgedl.devices import local
+from edgedl.nvidia import gpu
 from edgedl.recipe import Recipe
 from edgedl.run import Run
+from edgedl.training import loop
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +39,7 @@ def of_recipe(recipe: Recipe, source: str, root: Path, ratio: float, fresh: bool
         (reference,) = stages.apply_steps(recipe.model_copy(update={"steps": steps}), run, root, fresh)
         net = reference.model.net
         measured = [_measured(run, target, net) for target in recipe.targets]
-        content = analysis.analyze(net, recipe, measured, local.describe(), ratio)
+        content = by_layer.analyze(net, recipe, measured, local.describe(), ratio)
     files.write_json(run.folder / "analysis.json", content)
     return run.folder
 
@@ -52,7 +55,7 @@ def of_run(folder: Path, ratio: float) -> None:
     run = Run(folder, recipe)
     with progress.diverted(run.log):
         measured = [_measured_before(run, target, report) for target in recipe.targets]
-        content = analysis.analyze(_float_network(run), recipe, measured, report["environment"], ratio)
+        content = by_layer.analyze(_float_network(run), recipe, measured, report["environment"], ratio)
     files.write_json(folder / "analysis.json", content)
 
 
@@ -73,7 +76,7 @@ def _float_network(run: Run) -> nn.Module:
     from safetensors import SafetensorError
 
     recipe = run.recipe
-    training.seed(recipe.seed)
+    loop.seed(recipe.seed)
     net = recipe.model.built(recipe.task).eval()
     learned = [index for index in range(_num_float_steps(recipe)) if recipe.steps[index].learns]
     if learned:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedl import answers, end_to_end, files, graph_session, loads, measure, plugins, progress, runner, stats
+from edgedl import files, graph_session, measure, plugins, progress, stats
+from edgedl.bench import end_to_end, loads
+from edgedl.bench.loads import NOTHING, Asked
 from edgedl.core import Batch, Bench, ModelFileError, Session, Target, Task, UsageError
 from edgedl.devices import local
 from edgedl.graph_session import Replay
-from edgedl.loads import NOTHING, Asked
+from edgedl.remote import answers, runner
 
 
 def bench(

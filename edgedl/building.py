@@ -7,11 +7,12 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from edgedl import converting, graphs, plugins, training
+from edgedl import converting, graphs, plugins
 from edgedl import run as runs
 from edgedl.core import Artifact, Target
 from edgedl.run import Run
 from edgedl.stages import Variant
+from edgedl.training import loop
 
 
 def built(run: Run, target: Target, variant: Variant) -> Artifact:
@@ -20,7 +21,7 @@ def built(run: Run, target: Target, variant: Variant) -> Artifact:
     Raises `TargetError` or `UnsupportedOperator` as `Target.build` does, and `TargetError` for a converter that
     crashes, or takes more time or memory than the recipe's limits allow.
     """
-    training.seed(run.recipe.seed)  # what is not built again must not matter to what comes after
+    loop.seed(run.recipe.seed)  # what is not built again must not matter to what comes after
     key = _key(run, target, variant)
     if (found := run.built(variant.name, target, key)) is not None:
         return found

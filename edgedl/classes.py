@@ -36,7 +36,7 @@ class Classes(Task):
         batch: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Divergence of the softened class probabilities."""
-        from edgedl.imitation import divergence
+        from edgedl.training.imitation import divergence
 
         return divergence(outputs["logits"], taught["logits"], temperature)
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgedl import dla, files, gpu_delegate, graph_session, passport, plugins
+from edgedl import files, graph_session, plugins
 from edgedl.core import MissingPackage, ModelFileError, TensorSpec
-from edgedl.flatbuffer import Flatbuffer
+from edgedl.nvidia import dla, passport
 from edgedl.run import find_finished, looked_into, read_report
+from edgedl.tflite import gpu_delegate
+from edgedl.tflite.flatbuffer import Flatbuffer
 
 GPU_DELEGATE, DLA = "LiteRT's GPU delegate", "NVIDIA's DLA"
 COLOURS = (1, 3, 4)

@@ -75,8 +75,8 @@ def make(
 
 
 def _network(model: nn.Module | PartLike | Path) -> Network:
-    from edgedl import own
     from edgedl.models.given import Given
+    from edgedl.own import networks
 
     if isinstance(model, Network):
         return model
@@ -85,7 +85,7 @@ def _network(model: nn.Module | PartLike | Path) -> Network:
     if isinstance(model, str) and model in plugins.names("models"):
         return cast("Network", recipes.part("models", "model", {"use": model}))
     if isinstance(model, str | Path):
-        return own.network_for(str(model))
+        return networks.network_for(str(model))
     if not hasattr(model, "state_dict"):
         kind = type(model).__name__
         raise UsageError(f'model is a {kind}: give a torch.nn.Module, "package.module:name" or a model file')
@@ -107,7 +107,7 @@ def _task(
     dynamic: Sequence[str],
     network: Network,
 ) -> Task:
-    from edgedl import own
+    from edgedl.own import networks
     from edgedl.tasks.data import Data
 
     if task is not None:
@@ -134,7 +134,7 @@ def _task(
         made = Data.of(data, **told)
     if not made.has_labels:
         made = made.model_copy(update={"teacher": network})
-    names = own.output_names(network, made.model_copy(update={"output_names": ()}))
+    names = networks.output_names(network, made.model_copy(update={"output_names": ()}))
     return made.model_copy(update={"output_names": names})
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from edgedl import building, checkpoint, converting, gate, ladder, measure, parallel, plugins, progress, stages, stats
+from edgedl import building, checkpoint, converting, gate, ladder, measure, plugins, progress, stages, stats
 from edgedl.core import EdgedlError, Target, UsageError
 from edgedl.devices import local
 from edgedl.graph_session import Call, Replay, open_files
@@ -17,6 +17,7 @@ from edgedl.report import document, exhibits
 from edgedl.report.document import Entry
 from edgedl.run import Run
 from edgedl.stages import Variant
+from edgedl.training import parallel
 
 
 def compress(recipe: Recipe, source: str, root: Path, fresh: bool = False, watch: stages.Watch | None = None) -> Run:

@@ -139,7 +139,7 @@ class Recipe(BaseModel):
     bench: Bench = Bench()
     """How latency is measured."""
     search: dict[str, Searched] = Field(default={}, exclude=True)
-    """What `edgedl search` may vary, by path (`edgedl/space.py`); nothing else reads it."""
+    """What `edgedl search` may vary, by path (`edgedl/search/space.py`); nothing else reads it."""
 
     @property
     def needed_targets(self) -> tuple[Target, ...]:

@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import __version__, files, structure
+from edgedl import __version__, files
 from edgedl.core import Artifact, Model, Target, UsageError
+from edgedl.pruning import structure
 from edgedl.recipe import Recipe
 
 if TYPE_CHECKING:

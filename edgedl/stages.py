@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from edgedl import checkpoint, files, graphs, own, progress, sparsity, suitability, training
+from edgedl import checkpoint, files, graphs, progress, suitability
 from edgedl import recipe as recipes
 from edgedl import run as runs
 from edgedl.core import Model, Split, Step, Task, UsageError, graphs_of
 from edgedl.ladder import Rung, rung
 from edgedl.measure import Scored, evaluate
+from edgedl.own import networks
 from edgedl.recipe import Recipe
 from edgedl.run import Run
 from edgedl.torch_session import TorchSession
+from edgedl.training import loop, sparsity
 
 if TYPE_CHECKING:
     import torch
@@ -56,9 +58,9 @@ class Variant:
 
 def check(recipe: Recipe) -> None:
     """Raises `UsageError` where a network of the recipe, the first or a student, does not suit the task."""
-    networks = [recipe.model, *(recipe.network_after(index) for index in range(len(recipe.steps)))]
-    for index, network in enumerate(networks):
-        if network in networks[:index]:
+    described = [recipe.model, *(recipe.network_after(index) for index in range(len(recipe.steps)))]
+    for index, network in enumerate(described):
+        if network in described[:index]:
             continue
         if why := suitability.why_unsuited(network, recipe.task):
             unsuited = f"model {network.label} does not suit task {recipe.task.label}: {why}"
@@ -81,10 +83,10 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool, watch: Watch 
 
     A step whose key is found among the runs under `root` takes its weights from there, unless `fresh`.
     """
-    training.seed(recipe.seed)
+    loop.seed(recipe.seed)
     model = Model(net=recipe.model.built(recipe.task).eval(), float_ops=recipe.limits.float_ops == "allow")
     _check_graphs(recipe, model.net)
-    begun = own.digest(model.net)
+    begun = networks.digest(model.net)
     variants: list[Variant] = []
     for index, step in enumerate(recipe.steps):
         if step.compresses and not variants:
@@ -92,7 +94,7 @@ def apply_steps(recipe: Recipe, run: Run, root: Path, fresh: bool, watch: Watch 
             variants = [_reference(model, recipe, index, begun)] * 2
         key = stage_key(recipe, index, begun)
         kept = None if fresh or not step.learns else runs.find_weights(root, key)
-        training.seed(recipe.seed + index + 1)
+        loop.seed(recipe.seed + index + 1)
         with checkpoint.at(run.checkpoints, None if fresh else root, key):
             before, model = model, _reused(model, index, recipe, kept) if kept else step.apply(model, recipe.task)
         _check_zeros(before, model, step)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgedl import android, benchmarked, deploying, devices, on_device, phone_python
+from edgedl import devices
 from edgedl.core import TargetError, UsageError
-from edgedl.devices import adb, qemu_aarch64
+from edgedl.devices import adb
+from edgedl.links import android, arm64, phone_python
+from edgedl.remote import benchmarked, deploying, on_device
 from edgedl.report import page, terminal
 from edgedl.run import read_report
 from edgedl.tasks.digits import Digits
@@ -103,11 +105,11 @@ def test_a_python_on_the_phone_gives_scores_times_and_a_passport(run, phone, cap
     assert list(phone.tmp.iterdir()) == []
 
 
-@pytest.mark.skipif(not qemu_aarch64.home().is_dir(), reason=f"no emulated arm64 here: `{qemu_aarch64.SETUP}` makes it")
+@pytest.mark.skipif(not arm64.home().is_dir(), reason=f"no emulated arm64 here: `{arm64.SETUP}` makes it")
 def test_an_arm64_python_on_the_phone_answers_as_the_one_here(run, phone):
     """Started as on a phone, by its own loader; only the processor is an emulator."""
-    (phone.folder / "qemu").symlink_to(qemu_aarch64.home() / "qemu")
-    (phone.folder / phone_python.FOLDER[1:]).symlink_to(qemu_aarch64.home())
+    (phone.folder / "qemu").symlink_to(arm64.home() / "qemu")
+    (phone.folder / phone_python.FOLDER[1:]).symlink_to(arm64.home())
     only(run, "tflite", "compressed")
     content = on_device.bench(run, HERE, 0.01)
     assert {row["score_by"] for row in content["rows"]} == {"ai_edge_litert 2.0.3"}
@@ -121,7 +123,7 @@ def test_an_arm64_python_on_the_phone_answers_as_the_one_here(run, phone):
 def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the emulator has, in small."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    root = qemu_aarch64.home()
+    root = arm64.home()
     for name in ("qemu", "system/usr/lib/aarch64-linux-gnu/a.so", "system/usr/lib/python3.11/os.py", "packages/b/c.py",
                  "packages/b/__pycache__/c.pyc", "system/usr/share/doc/x", "system/lib/aarch64-linux-gnu/ld",
                  "system/usr/bin/python3.11"):  # fmt: skip

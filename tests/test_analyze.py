@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgedl import analysis, analyzing, attribution, counting, measure, plugins, recipe
+from edgedl import analyzing, measure, plugins, recipe
 from edgedl import run as runs
+from edgedl.analysis import attribution, by_layer, counting
 from edgedl.core import Limits, Model, UsageError
 from edgedl.report import document, terminal
 from edgedl.report.page import write_analysis, write_page
@@ -103,7 +104,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
 
 
 def content_of(folder: Path) -> dict[str, Any]:
-    content = analysis.read(folder)
+    content = by_layer.read(folder)
     assert content is not None
     return content
 
@@ -210,13 +211,13 @@ def test_a_fragile_layer_has_the_worst_noise():
     made = recipe.parse(quick.NETWORKS["mlp"] + quick.REST, Path("mlp.toml"))
     torch.manual_seed(0)
     net = made.model.build(made.task).eval()
-    before = analysis.analyze(net, made, [], {}, 0.5)
+    before = by_layer.analyze(net, made, [], {}, 0.5)
     # A corner that is black in every image: the weights for it change nothing but the grid of all the others.
     assert not made.task.arrays("train")["image"][:, 0, 0, 0].any()
     first = next(layer for layer in net.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
         first.weight[:, 0] *= 1000
-    after = analysis.analyze(net, made, [], {}, 0.5)
+    after = by_layer.analyze(net, made, [], {}, 0.5)
     noise = [{layer["layer"]: layer["quantized"]["sqnr_db"] for layer in found["layers"]} for found in (before, after)]
     fragile, *others = noise[1]
     assert noise[1][fragile] < noise[0][fragile] - 20
@@ -260,7 +261,7 @@ def test_a_network_that_cannot_be_quantized_or_cut_says_why():
 
     made = SimpleNamespace(task=Noise(shape=(10,)), targets=[plugins.load("targets", "tflite").model_validate({})],
                            limits=Limits(), name="odd")  # fmt: skip
-    (layer,) = analysis.analyze(Odd(), made, [], {}, 0.5)["layers"]
+    (layer,) = by_layer.analyze(Odd(), made, [], {}, 0.5)["layers"]
     assert layer["quantized"] is None
     assert "cumsum" in layer["not_quantized"]
     assert layer["pruned"] is None

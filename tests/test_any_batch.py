@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 import edgedl
-from edgedl import any_batch, dimensions, engine, ladder, measure, other_sizes, own, recipe
+from edgedl import dimensions, ladder, measure, other_sizes, recipe
 from edgedl.core import Model, RecipeError, TargetError, UsageError
+from edgedl.nvidia import engine
+from edgedl.own import networks
 from edgedl.quantize.simulate import Quantization
 from edgedl.report.terminal import print_report
 from edgedl.run import read_report
@@ -24,6 +26,7 @@ from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tensorrt import TensorRT, build_script
 from edgedl.targets.tensorrt_rtx import TensorRTRTX
 from edgedl.targets.tflite import TFLite
+from edgedl.tflite import any_batch
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 
@@ -322,7 +325,7 @@ def elastic(name: str) -> tuple[Elastic, nn.Module, Quantization]:
     torch.manual_seed(0)
     made, shape, names = ELASTIC[name]
     task = Elastic(shape=shape, num_samples=NUM_SAMPLES, dynamic_names=names)
-    net = own.adapted(made().eval(), task)
+    net = networks.adapted(made().eval(), task)
     return task, net, Quantization(net, task, "min-max")
 
 
@@ -460,7 +463,7 @@ class Places(nn.Module):
 def test_a_network_that_keeps_a_size_is_refused_before_anything_is_done(kind, said, capfd):
     task = Elastic(shape=(12, 16), dynamic_names=LENGTH)
     with pytest.raises(UsageError, match=said) as error:
-        own.adapted(kind().eval(), task)
+        networks.adapted(kind().eval(), task)
     assert "\n" not in str(error.value)
     assert "symbolic_shapes" not in capfd.readouterr().err
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import benchmark_model
-from edgedl.benchmark_model import Operator, Replaced, Series
+from edgedl.remote import benchmark_model
+from edgedl.remote.benchmark_model import Operator, Replaced, Series
 from edgedl.sessions import TargetError
 from tests.dense_run import tflite_file
 

@@ -29,7 +29,7 @@ from benchmarks import (
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.networks import LSTM, SUBJECTS, DigitRows, Subject
 from benchmarks.peers import edgedl as ours
-from edgedl import files, recipe, training
+from edgedl import files, recipe
 from edgedl.core import TensorSpec
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
@@ -38,6 +38,7 @@ from edgedl.steps.quantize import Quantize
 from edgedl.steps.train import Train
 from edgedl.tasks.digits import Digits
 from edgedl.torch_session import TorchSession, named_outputs
+from edgedl.training import loop
 from tests.sample_report import sample_report
 
 
@@ -237,7 +238,7 @@ def test_a_file_of_int8_inputs_and_outputs_is_fed_and_read_in_its_codes(monkeypa
 def test_torch_pruning_reaches_the_goal_in_multiples_and_learns(method, monkeypatch):
     monkeypatch.setattr(pruning, "EPOCHS", 2)
     monkeypatch.setattr(pruning, "LR", 1e-2)
-    training.seed(0)
+    loop.seed(0)
     net = CNN(widths=(16, 32), hidden=32).build(Digits())
     found = pruning.METHODS[method](net, Digits(), 0.5)
     inputs = sample(Digits())

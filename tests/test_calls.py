@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import calls
-from edgedl.calls import Calls
 from edgedl.core import UsageError
+from edgedl.remote import calls
+from edgedl.remote.calls import Calls
 
 
 def kept(given: list[dict[str, np.ndarray]]) -> Calls:

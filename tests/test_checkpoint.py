@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgedl import checkpoint, training
+from edgedl import checkpoint
 from edgedl.core import Batch, Metric, Model, Split, Step, Task, TensorSpec
 from edgedl.steps.adversarial import Adversarial
 from edgedl.steps.distill import Distill
@@ -21,6 +21,7 @@ from edgedl.steps.reinforce import Reinforce
 from edgedl.steps.sparsify import Sparsify
 from edgedl.steps.train import Train
 from edgedl.tasks.control import Control
+from edgedl.training import loop
 from tests.toys import Noise
 
 QUICK = {"epochs": 3, "batch_size": 16, "lr": 1e-2}
@@ -43,14 +44,14 @@ class Small(nn.Module):
 
 
 def small() -> Model:
-    training.seed(0)
+    loop.seed(0)
     net = Small().eval()
     return Model(net=net, teacher=net)
 
 
 def applied(step: Step, model: Model, task: Task, folder: Path) -> Model:
     """As a run applies it: seeded, and kept in its folder."""
-    training.seed(1)
+    loop.seed(1)
     run = folder / "recipe/time"
     run.mkdir(parents=True, exist_ok=True)
     with checkpoint.at(run / "checkpoints", folder, "key"):
@@ -134,7 +135,7 @@ LOOPS = {
 def test_steps_with_loops_of_their_own_go_on_too(name, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
     monkeypatch.setattr(checkpoint, "SHARE", math.inf)
-    training.seed(0)
+    loop.seed(0)
     step, task, made = LOOPS[name]
     net = made()
     whole = applied(step, Model(net=net), task, tmp_path / "whole")
@@ -155,10 +156,10 @@ def test_what_begins_otherwise_is_not_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
     applied(Train(**QUICK), small(), Noise(), tmp_path)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    training.seed(2)  # another random stream
+    loop.seed(2)  # another random stream
     with checkpoint.at(tmp_path / "recipe/time/checkpoints", tmp_path, "key"):
         assert checkpoint.Course("train", small().net.state_dict()).reached() is None
-    training.seed(1)
+    loop.seed(1)
     with checkpoint.at(tmp_path / "recipe/time/checkpoints", None, "key"):  # as with --fresh
         assert checkpoint.remembered("what", {}, lambda: 1) == 1
         assert checkpoint.remembered("what", {}, lambda: 2) == 2

@@ -21,11 +21,12 @@ import typer.main
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 
-from edgedl import engine, plugins, recipe
+from edgedl import plugins, recipe
 from edgedl import run as runs
 from edgedl.cli import main
 from edgedl.cli.main import app
 from edgedl.core import UsageError
+from edgedl.nvidia import engine
 from tests import sample_report
 
 ALL_OPTIONS = {

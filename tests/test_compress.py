@@ -12,11 +12,11 @@ import pytest
 
 from edgedl import checkpoint, child, files, measure, pipeline, progress, recipe
 from edgedl.core import TargetError
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.run import Run, find_finished, read_report
 from edgedl.steps.quantize import Quantize
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tflite import TFLite
+from edgedl.tflite.flatbuffer import Flatbuffer
 
 RECIPE = """
 description = "A small network, briefly trained."

@@ -20,10 +20,12 @@ import pytest
 import tensorrt_rtx
 from ai_edge_litert import schema_py_generated as schema
 
-from edgedl import deploying, devices, engine, engine_there, files, on_device
+from edgedl import devices, files
 from edgedl.core import TargetError, UsageError
 from edgedl.devices import Device
 from edgedl.devices.local import Local
+from edgedl.nvidia import engine, engine_there
+from edgedl.remote import deploying, on_device
 from tests import made_run
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgedl import plugins, road
+from edgedl import plugins
 from edgedl.core import Model, UsageError
 from edgedl.measure import evaluate
 from edgedl.models.detector import RARE, Detector
 from edgedl.steps.quantize import Quantize
+from edgedl.synthetic import road
 from edgedl.tasks import detection
 from edgedl.tasks.detection import Detection
 from edgedl.torch_session import TorchSession

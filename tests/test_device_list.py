@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgedl import device_list, devices
+from edgedl import devices
 from edgedl.devices import local
+from edgedl.remote import device_list
 from edgedl.report import terminal
 from edgedl.sessions import TargetError, UsageError
 from tests.phone import SERIAL, Phone

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from edgedl import imitation, learning, pipeline, recipe, stages, stats, teachers, training
+from edgedl import pipeline, recipe, stages, stats
 from edgedl.core import Model, ModelFileError, UsageError
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
@@ -24,6 +24,7 @@ from edgedl.tasks.digits import Digits
 from edgedl.tasks.language import Language
 from edgedl.tasks.translation import Translation
 from edgedl.torch_session import TorchSession
+from edgedl.training import imitation, learning, loop, teachers
 from tests.toys import Noise
 
 
@@ -33,10 +34,10 @@ def small(width: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def teacher() -> nn.Module:
-    training.seed(0)
+    loop.seed(0)
     task = Digits()
     options = {"batch_size": 32, "lr": 1e-3, "optimizer": "adam", "schedule": "cosine", "weight_decay": 0.0}
-    return training.fit(small(64), task, task.loss, epochs=4, label="teacher", **options)[0]
+    return loop.fit(small(64), task, task.loss, epochs=4, label="teacher", **options)[0]
 
 
 def agreement_db(net: nn.Module, teacher: nn.Module) -> float:
@@ -45,7 +46,7 @@ def agreement_db(net: nn.Module, teacher: nn.Module) -> float:
 
 
 def test_a_student_of_pure_imitation_gets_its_teachers_outputs(teacher):
-    training.seed(1)
+    loop.seed(1)
     student = small(64)
     before = copy.deepcopy(student.state_dict())
     model = Model(net=student, teacher=teacher)
@@ -59,10 +60,10 @@ def test_a_student_of_pure_imitation_gets_its_teachers_outputs(teacher):
 def test_without_weight_it_is_training_on_the_labels(teacher):
     net = small(16)
     options = {"epochs": 1, "batch_size": 64, "lr": 1e-3, "optimizer": "adam", "schedule": "constant"}
-    training.seed(5)
+    loop.seed(5)
     distilled = Distill(weight=0.0, **options).apply(Model(net=net, teacher=teacher), Digits()).net
-    training.seed(5)
-    trained, _ = training.fit(net, Digits(), Digits().loss, weight_decay=0.0, label="", **options)
+    loop.seed(5)
+    trained, _ = loop.fit(net, Digits(), Digits().loss, weight_decay=0.0, label="", **options)
     for name, value in trained.state_dict().items():
         assert torch.allclose(value, distilled.state_dict()[name], atol=1e-6)
 
@@ -73,7 +74,7 @@ def test_a_teacher_is_asked_once_unless_it_says_too_much(teacher, monkeypatch, f
     monkeypatch.setattr(learning, "MAX_TOLD_BYTES", train * 10 * 4 - (not fits))
     asked = []
     handle = teacher.register_forward_hook(lambda net, inputs, outputs: asked.append(len(outputs)))
-    training.seed(3)
+    loop.seed(3)
     step = Distill(epochs=3, batch_size=32, weight=0.5)
     try:
         net = step.apply(Model(net=small(16), teacher=teacher), Digits()).net
@@ -82,7 +83,7 @@ def test_a_teacher_is_asked_once_unless_it_says_too_much(teacher, monkeypatch, f
     before = 2 + -(-validation // 64) * 64  # to see that it fits, and to score it in full batches
     assert sum(asked) == before + (train if fits else learning.ASKED_AT_ONCE + 3 * train)
     # What is learned is the same but for how samples were put together when the teacher was asked.
-    training.seed(3)
+    loop.seed(3)
     loss = learning.imitation(teachers.answers_of(teacher, Digits()), Digits(), 4.0, 0.5)
     wanted, _ = step.fit(small(16), Digits(), loss)
     for name, value in wanted.state_dict().items():
@@ -96,7 +97,7 @@ def test_pruning_has_a_teacher_between_its_rounds(teacher):
         other[3].weight.copy_(other[3].weight.roll(1, 0))
         other[3].bias.copy_(other[3].bias.roll(1, 0))
     options = {"ratio": 0.5, "iterations": 1, "epochs": 4, "lr": 2e-3}
-    training.seed(2)
+    loop.seed(2)
     labelled, taught = (
         Prune(weight=weight, **options).apply(Model(net=teacher, teacher=other), Digits()).net for weight in (0.0, 1.0)
     )
@@ -106,13 +107,13 @@ def test_pruning_has_a_teacher_between_its_rounds(teacher):
 
 
 def test_the_largest_seed_and_a_batch_beyond_all_samples_are_taken():
-    training.seed(2**32 + 1)
+    loop.seed(2**32 + 1)
     nets = []
     for batch_size in (960, 10**30):
         torch.manual_seed(0)
         options = {"batch_size": batch_size, "lr": 1e-2, "optimizer": "sgd", "schedule": "cosine", "weight_decay": 0.0}
         task = Noise(shape=(784,), num_samples=960)
-        nets.append(training.fit(small(4), task, task.loss, epochs=1, label="", **options)[0])
+        nets.append(loop.fit(small(4), task, task.loss, epochs=1, label="", **options)[0])
     assert torch.equal(nets[0][1].weight, nets[1][1].weight)
 
 
@@ -313,7 +314,7 @@ def test_attention_probabilities_are_compared_over_heads_of_any_number():
 def test_what_is_imitated_inside_comes_nearer_than_by_outputs_alone(fields, measured):
     """The same widths on both sides, so that features need no projection to be compared."""
     task = Digits()
-    training.seed(3)
+    loop.seed(3)
     teacher = CNN(widths=(8, 16), hidden=32).build(task)  # as it begins: what is imitated can be anything
     net = CNN(widths=(8, 16), hidden=32).build(task)
 
@@ -327,7 +328,7 @@ def test_what_is_imitated_inside_comes_nearer_than_by_outputs_alone(fields, meas
 
     results = []
     for extra in ({}, fields):
-        training.seed(4)
+        loop.seed(4)
         step = Distill(epochs=1, batch_size=64, lr=4e-3, weight=1.0, **extra)
         model = step.apply(Model(net=net, teacher=teacher), task)
         results.append(distance(model.net))
@@ -339,7 +340,7 @@ def test_what_is_imitated_inside_comes_nearer_than_by_outputs_alone(fields, meas
 
 def test_projections_learn_along_and_are_gone_afterwards():
     task = Digits()
-    training.seed(3)
+    loop.seed(3)
     teacher, net = ResNet(widths=(4, 8, 8)).build(task), CNN(widths=(4, 8), hidden=16).build(task)
     inputs = images()
     pairs = imitation.compared(net, teacher, inputs, [("relu1", "stage2"), ("relu2", "stage3")])
@@ -382,7 +383,7 @@ def test_layers_without_a_loss_on_them_are_an_error():
 
 def test_a_pruned_network_can_learn_from_what_it_was_between_and_after_rounds():
     task = Digits()
-    training.seed(3)
+    loop.seed(3)
     net = CNN(widths=(16, 16), hidden=32).build(task)
     smaller = Prune(ratio=0.5, iterations=1, epochs=0, importance="l1").apply(Model(net=net, teacher=net), task)
     loss = learning.imitation(teachers.answers_of(net, task), task, temperature=2.0, weight=1.0)
@@ -442,7 +443,7 @@ def test_a_model_file_teaches_as_the_network_in_it_would(taught_run, relational)
     file = taught_run / "targets/float/onnxruntime/model.onnx"
     options = {"epochs": 2, "lr": 2e-3, "weight": 1.0, "relational": relational}
     net = small(32)
-    training.seed(1)
+    loop.seed(1)
     student = Distill(teacher=str(file), **options).apply(Model(net=net), Digits())
     assert student.lineage[-1].metrics["teacher_score"] == pytest.approx(
         teachers.load(str(taught_run / "steps/00-train"), Digits()).score
@@ -450,7 +451,7 @@ def test_a_model_file_teaches_as_the_network_in_it_would(taught_run, relational)
     teacher = teachers.load(str(taught_run / "steps/00-train"), Digits()).net
     assert agreement_db(student.net, teacher) > agreement_db(net, teacher) + 3
     if not relational:
-        training.seed(1)
+        loop.seed(1)
         by_network = Distill(**options).apply(Model(net=net, teacher=teacher), Digits())
         assert agreement_db(student.net, by_network.net) > 40
 
@@ -472,7 +473,7 @@ def test_a_teacher_that_changed_is_not_taken_from_earlier_runs(taught_run, tmp_p
 
 
 def test_a_teacher_that_is_missing_is_named_before_anything_trains(taught_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("it trains"))
     (tmp_path / "empty").mkdir()
     model = taught_run / "targets/float/onnxruntime/model.onnx"
     for name, extra, error, said in (

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from edgedl import recipe, stages, teachers, training
+from edgedl import recipe, stages
 from edgedl.core import Model, RecipeError, UsageError
 from edgedl.models.conv_recurrent import ConvRecurrent
 from edgedl.models.seq2seq import Seq2Seq
-from edgedl.number_words import in_english, in_french
 from edgedl.run import Run
 from edgedl.steps.distill import Distill
+from edgedl.synthetic.number_words import in_english, in_french
 from edgedl.tasks import transcription
 from edgedl.tasks.digits import Digits
 from edgedl.tasks.transcription import LETTERS, Transcription
 from edgedl.tasks.translation import BEGIN, END, PADDING, Translation
 from edgedl.torch_session import TorchSession
+from edgedl.training import loop, teachers
 
 NETWORK = Seq2Seq(embedding=8, hidden=16)
 ALONE = {"sequences": True, "weight": 0.0, "batch_size": 16, "lr": 0.02}
@@ -65,7 +66,7 @@ def test_a_sentence_that_never_ends_is_told_without_an_end_and_an_empty_one_with
 
 
 def test_a_teacher_that_always_says_the_same_word_teaches_that_word(task):
-    training.seed(0)
+    loop.seed(0)
     teacher, net = saying(9, task), NETWORK.build(task)
     taught = Distill(epochs=3, **ALONE).apply(Model(net=net, teacher=teacher), task)
     assert (decoded(taught.net, task) == 9).all()
@@ -78,12 +79,12 @@ def test_a_teacher_that_always_says_the_same_word_teaches_that_word(task):
 def test_outputs_are_imitated_along_the_teachers_sequences(task, monkeypatch):
     """Whatever is learned from, the teacher's own words stand before each."""
     seen = []
-    fit = training.fit
+    fit = loop.fit
 
     def watched(net, task, loss, **options):
         return fit(net, task, lambda outputs, batch: seen.append(batch) or loss(outputs, batch), **options)
 
-    monkeypatch.setattr(training, "fit", watched)
+    monkeypatch.setattr(loop, "fit", watched)
     net = NETWORK.build(task)
     for extra in ({}, {"features": 1.0, "layers": (("decoder.join", "decoder.join"),)}):
         seen.clear()
@@ -125,7 +126,7 @@ def few(monkeypatch):
 @pytest.mark.parametrize("kind", ["network", "file"])
 def test_what_a_teacher_hears_is_the_transcript(kind):
     task = Transcription(seconds=0.4)
-    training.seed(0)
+    loop.seed(0)
     teacher, net = (ConvRecurrent(widths=(8,), hidden=8).build(task).eval() for _ in range(2))
     with torch.no_grad():
         teacher.dense.weight.zero_()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgedl import end_to_end
+from edgedl.bench import end_to_end
 from edgedl.core import Task, TensorSpec
 from edgedl.report import answered
 from edgedl.tasks.data import Data

@@ -17,9 +17,9 @@ import tensorrt_rtx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgedl import engine, gpu, passport
 from edgedl.core import Model, ModelFileError, TargetError
-from edgedl.gpu import Gpu
+from edgedl.nvidia import engine, gpu, passport
+from edgedl.nvidia.gpu import Gpu
 from edgedl.quantize.simulate import Quantization
 from edgedl.targets.tensorrt import BUILD_SCRIPT, TensorRT, build_script, check_onnx
 from edgedl.targets.tensorrt_rtx import TensorRTRTX

@@ -16,16 +16,17 @@ from PIL import Image
 from torch import nn
 
 import edgedl
-from edgedl import measure, plugins, teachers
+from edgedl import measure, plugins
 from edgedl.core import Batch, DataError, Model, UsageError
-from edgedl.flatbuffer import Flatbuffer
+from edgedl.data.samples import shown
 from edgedl.models.given import Given
 from edgedl.quantize.simulate import Quantization
-from edgedl.samples import shown
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tflite import TFLite
 from edgedl.tasks.data import Data
+from edgedl.tflite.flatbuffer import Flatbuffer
 from edgedl.torch_session import TorchSession
+from edgedl.training import teachers
 
 PER_CHANNEL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CAMERA = {"uint8_input": True, "channels_last": True}

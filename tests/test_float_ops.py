@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 import edgedl
-from edgedl import attribution, ladder, measure, plugins
+from edgedl import ladder, measure, plugins
+from edgedl.analysis import attribution
 from edgedl.core import Model, ModelFileError, Target, TargetError, Task, UnsupportedOperator, UsageError
 from edgedl.origin import line_in
 from edgedl.quantize.operators import NEAREST, OPERATORS
@@ -103,7 +104,7 @@ def test_a_line_is_that_of_code_which_is_neither_pytorchs_nor_edgedls():
     x = self.norm(x)
   File "/lib/site-packages/torch/nn/modules/linear.py", line 134, in forward
     return F.linear(input, self.weight, self.bias)
-  File "{package}/recurrent.py", line 9, in forward
+  File "{package}/quantize/recurrent.py", line 9, in forward
     y = x
 """
     assert line_in(trace) == "/home/me/net.py:7: x = self.norm(x)"

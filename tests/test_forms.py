@@ -15,10 +15,10 @@ from torch import nn
 
 from edgedl import ladder, measure, plugins, recipe, stats
 from edgedl.core import Artifact, Model, RecipeError, Target, TargetError
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.quantize.forms import DynamicInterpreter
 from edgedl.quantize.schemes import LITERT, ONNXRUNTIME, STATIC_FORMS, Form
 from edgedl.quantize.simulate import Quantization
+from edgedl.tflite.flatbuffer import Flatbuffer
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise, Tokens
 

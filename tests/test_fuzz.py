@@ -14,8 +14,8 @@ from benchmarks import fuzz
 from benchmarks.fuzz_samples import ODD, RECIPE, Sample, by_ending, samples
 from edgedl import inspecting, recipe
 from edgedl.core import SIZES, EdgedlError
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.tasks import mnist
+from edgedl.tflite.flatbuffer import Flatbuffer
 
 VALUES = st.recursive(
     st.one_of(

@@ -10,12 +10,12 @@ from torch import nn
 
 from edgedl import ladder, measure, plugins, recipe
 from edgedl.core import Model, RecipeError, Target
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.quantize.integer import QUANTIZE_WEIGHT
 from edgedl.quantize.schemes import LITERT
 from edgedl.quantize.simulate import Quantization
 from edgedl.steps.quantize import Quantize
 from edgedl.tasks.digits import Digits
+from edgedl.tflite.flatbuffer import Flatbuffer
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise, Tokens
 

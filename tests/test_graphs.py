@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from edgedl import benching, deploying, devices, engine, graphs, measure, on_device, pipeline, recipe, recordings, stats
+from edgedl import benching, devices, graphs, measure, pipeline, recipe, stats
+from edgedl.bench.loads import Asked
 from edgedl.core import Graph, Metric, Model, ModelFileError, Network, TargetError, Task, TensorSpec, UsageError
-from edgedl.devices import qemu_aarch64
 from edgedl.devices.local import Local
 from edgedl.graph_session import GraphSession, open_files
-from edgedl.loads import Asked
+from edgedl.links import arm64
+from edgedl.nvidia import engine
 from edgedl.quantize.simulate import Quantization
+from edgedl.remote import deploying, on_device, recordings
 from edgedl.report import page, terminal
 from edgedl.run import read_devices
 from edgedl.steps.distill import Distill
@@ -453,7 +455,7 @@ def test_of_calls_that_are_too_large_the_first_samples_are_scored(run, device, m
     assert f"the first {row['samples']} of 30 samples: the calls for more are too large to send" in row["reason"]
 
 
-@pytest.mark.skipif(not qemu_aarch64.home().is_dir(), reason=f"no emulated arm64 here: `{qemu_aarch64.SETUP}` makes it")
+@pytest.mark.skipif(not arm64.home().is_dir(), reason=f"no emulated arm64 here: `{arm64.SETUP}` makes it")
 def test_an_arm64_program_decodes_as_the_one_here(run):
     report = json.loads((run / "report.json").read_text())
     report["rows"] = [row for row in report["rows"] if (row["target"], row["variant"]) == ("tflite", "compressed")]

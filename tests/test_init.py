@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import own, recipe, scaffold
+from edgedl import recipe, scaffold
 from edgedl.core import UsageError
+from edgedl.own import networks
 from tests.test_cli import command, environment, run_in
 
 
@@ -53,10 +54,8 @@ def test_the_network_fits_the_data(kind, tmp_path, monkeypatch):
     found = recipe.load("recipe.toml")
     assert [step.use for step in found.steps] == ["train", "prune", "quantize"]
     net = found.model.build(found.task)
-    assert own.outputs_of(net, {name: _zeros(spec) for name, spec in found.task.inputs.items()})["output"].shape == (
-        2,
-        3,
-    )
+    inputs = {name: _zeros(spec) for name, spec in found.task.inputs.items()}
+    assert networks.outputs_of(net, inputs)["output"].shape == (2, 3)
 
 
 def _zeros(spec):

@@ -15,16 +15,18 @@ from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from edgedl import delegate_rules, dla, engine, gpu_delegate, inspecting
+from edgedl import inspecting
 from edgedl.cli.main import app
 from edgedl.core import ModelFileError
-from edgedl.delegate_rules import Operator
-from edgedl.flatbuffer import IDENTIFIER, Flatbuffer
+from edgedl.nvidia import dla, engine
 from edgedl.report.terminal import accelerators_in_words
 from edgedl.tasks.cifar10 import Cifar10
 from edgedl.tasks.control import Control
 from edgedl.tasks.digits import Digits
 from edgedl.tasks.keywords import Keywords
+from edgedl.tflite import delegate_rules, gpu_delegate
+from edgedl.tflite.delegate_rules import Operator
+from edgedl.tflite.flatbuffer import IDENTIFIER, Flatbuffer
 
 
 def write_tflite(file: Path, kinds: Sequence[str], shape: Sequence[int] = (1, 4)) -> Path:

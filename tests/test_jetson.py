@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgedl import devices, jetson, on_device, sensors
+from edgedl import devices
+from edgedl.bench import jetson, sensors
 from edgedl.devices.local import Local
+from edgedl.remote import on_device
 from edgedl.report import answered
 from tests import made_run
 

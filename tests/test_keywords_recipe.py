@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import sound_files, speech
 from edgedl.core import DataError
+from edgedl.data import sound_files
+from edgedl.synthetic import speech
 from edgedl.tasks import keywords
 from edgedl.tasks.keywords import BACKGROUND, Keywords
 from tests.tiny import refusal, tiny_run

@@ -10,7 +10,7 @@ import torch
 
 from edgedl import plugins
 from edgedl.core import DataError
-from edgedl.number_words import in_english
+from edgedl.synthetic.number_words import in_english
 from edgedl.tasks import language
 from edgedl.tasks.language import Language
 from edgedl.torch_session import TorchSession

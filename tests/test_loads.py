@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgedl import answers, loads, measure, sensors
-from edgedl.answers import Answers
+from edgedl import measure
+from edgedl.bench import loads, sensors
+from edgedl.bench.loads import Asked
 from edgedl.core import Bench, TargetError, TensorSpec
-from edgedl.loads import Asked
+from edgedl.remote import answers
+from edgedl.remote.answers import Answers
 from edgedl.report import answered
 from tests.test_measure import Clock
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import mel, sound_files
+from edgedl.data import mel, sound_files
 from edgedl.tasks import machine_sound
 from edgedl.tasks.machine_sound import RATE, MachineSound
 from tests.tiny import refusal, tiny_run, told

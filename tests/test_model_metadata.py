@@ -16,9 +16,9 @@ from torch import nn
 
 from edgedl import inspecting
 from edgedl.core import Model
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.measure import evaluate
 from edgedl.targets.tflite import TFLite
+from edgedl.tflite.flatbuffer import Flatbuffer
 from tests.toys import Noise
 
 CONTRACT = {"scale": 1 / 255, "mean": [0.5, 0.25, 0.0], "std": [0.5, 0.25, 1.0]}

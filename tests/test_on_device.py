@@ -21,13 +21,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgedl import benching, device_rows, devices, on_device, plugins, recordings, runner, sending, stats
-from edgedl.calls import Calls
+from edgedl import benching, devices, plugins, stats
+from edgedl.bench.loads import Asked
 from edgedl.core import Batch, Session, TargetError, UsageError
-from edgedl.devices import Device, qemu_aarch64
+from edgedl.devices import Device
 from edgedl.devices.local import Local
-from edgedl.loads import Asked
-from edgedl.recordings import Played
+from edgedl.links import arm64
+from edgedl.remote import device_rows, on_device, recordings, runner, sending
+from edgedl.remote.calls import Calls
+from edgedl.remote.recordings import Played
 from edgedl.report import page, terminal
 from edgedl.run import read_devices, read_report
 from edgedl.tasks.digits import Digits
@@ -136,7 +138,7 @@ def test_numpy_and_a_runtime_are_all_that_the_runner_needs(python, requirements,
     assert json.loads((run / "devices" / "local.json").read_text()) == content
 
 
-@pytest.mark.skipif(not qemu_aarch64.home().is_dir(), reason=f"no emulated arm64 here: `{qemu_aarch64.SETUP}` makes it")
+@pytest.mark.skipif(not arm64.home().is_dir(), reason=f"no emulated arm64 here: `{arm64.SETUP}` makes it")
 def test_an_arm64_program_answers_as_the_one_here(run):
     content = on_device.bench(run, "qemu-aarch64", 1.0)
     assert content["environment"]["machine"] == "aarch64"
@@ -207,7 +209,7 @@ def test_inputs_may_have_any_name(tmp_path):
 )
 def test_a_process_that_dies_is_told_with_what_it_said(code, said, tmp_path):
     works = f"[lambda: exec({code!r}) or {{}}, lambda: {{'next': 1}}]"
-    script = f"import json; from edgedl import runner; print(json.dumps([*map(runner.in_child, {works})]))"
+    script = f"import json; from edgedl.remote import runner; print(json.dumps([*map(runner.in_child, {works})]))"
     done = Local(tmp_path).run(["-c", script])
     died, went_on = json.loads(done.stdout)
     assert died["error"].startswith(said)
@@ -504,6 +506,6 @@ def test_a_set_up_that_fails_leaves_nothing(programs, said, tmp_path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises((UsageError, TargetError), match=re.escape(said)):
-        qemu_aarch64.setup()
-    assert not qemu_aarch64.home().exists()
+        arm64.setup()
+    assert not arm64.home().exists()
     assert not (tmp_path / "cache").exists() or list((tmp_path / "cache" / "edgedl").iterdir()) == []

@@ -12,7 +12,7 @@ from torch import nn
 from edgedl import plugins
 from edgedl.core import Model, TargetError
 from edgedl.measure import evaluate
-from edgedl.onnx_export import LAYER_NOTE, export_onnx
+from edgedl.onnx.export import LAYER_NOTE, export_onnx
 from edgedl.quantize.schemes import ONNXRUNTIME
 from edgedl.quantize.simulate import simulate
 from edgedl.targets.onnxruntime import OnnxRuntime

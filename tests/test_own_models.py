@@ -23,12 +23,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgedl import onnx_operators, own, pipeline, plugins, recipe, stages, weights
+from edgedl import pipeline, plugins, recipe, stages
 from edgedl.core import ModelFileError, TensorSpec, UsageError
 from edgedl.models.exported import Exported
 from edgedl.models.hugging_face import HuggingFace
 from edgedl.models.module import Module
 from edgedl.models.onnx_file import OnnxFile
+from edgedl.onnx import operators as onnx_operators
+from edgedl.own import networks, weights
 from edgedl.run import read_report
 from edgedl.tasks.digits import Digits
 from tests.toys import Noise
@@ -332,14 +334,14 @@ def test_a_module_stays_as_it_was_and_keeps_its_layers_names(mine):
 
 def test_what_a_module_returns_has_names(mine):
     inputs = {name: torch.rand(3, 12) for name in ("x0", "x1")}
-    assert {name: tuple(value.shape) for name, value in own.outputs_of(mine.Pair(), inputs).items()} == {
+    assert {name: tuple(value.shape) for name, value in networks.outputs_of(mine.Pair(), inputs).items()} == {
         "hidden": (3, 16),
         "y": (3, 4),
     }
     image = {"x": torch.rand(3, 1, 28, 28)}
-    assert list(own.outputs_of(mine.Net(), image)) == ["output"]
-    assert list(own.outputs_of(mine.Several(), image)) == ["output_0", "output_1"]
-    assert own.outputs_of(mine.Whole(), image) == {}
+    assert list(networks.outputs_of(mine.Net(), image)) == ["output"]
+    assert list(networks.outputs_of(mine.Several(), image)) == ["output_0", "output_1"]
+    assert networks.outputs_of(mine.Whole(), image) == {}
 
 
 @pytest.mark.usefixtures("mine")
@@ -574,7 +576,8 @@ def test_a_source_says_of_what_kind_it_is(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bert" / "config.json").write_text("{}")
     found = {
-        source: own.network_for(source).use for source in ("a.b:c", "n.pt2", "n.onnx", "n.keras", "bert", "org/name")
+        source: networks.network_for(source).use
+        for source in ("a.b:c", "n.pt2", "n.onnx", "n.keras", "bert", "org/name")
     }
     assert list(found.values()) == ["module", "exported", "onnx-file", "keras-file", "hugging-face", "hugging-face"]
     for source, said in {
@@ -584,7 +587,7 @@ def test_a_source_says_of_what_kind_it_is(tmp_path, monkeypatch):
         "/no/such": r"is no network",
     }.items():
         with pytest.raises(UsageError, match=said):
-            own.network_for(source)
+            networks.network_for(source)
 
 
 def test_a_step_begins_anew_where_the_network_behind_its_name_has_changed(mine):
@@ -597,8 +600,8 @@ def test_a_step_begins_anew_where_the_network_behind_its_name_has_changed(mine):
         """),
         Path("own.toml"),
     )
-    first = own.digest(mine.built)
-    assert first == own.digest(copy.deepcopy(mine.built))
+    first = networks.digest(mine.built)
+    assert first == networks.digest(copy.deepcopy(mine.built))
     with torch.no_grad():
         mine.built.conv.bias.add_(1)
-    assert stages.stage_key(parsed, 0, first) != stages.stage_key(parsed, 0, own.digest(mine.built))
+    assert stages.stage_key(parsed, 0, first) != stages.stage_key(parsed, 0, networks.digest(mine.built))

@@ -11,10 +11,10 @@ from torch import nn
 
 from edgedl import stats
 from edgedl.core import Model
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.measure import evaluate
 from edgedl.quantize.simulate import Quantization
 from edgedl.targets.tflite import TFLite
+from edgedl.tflite.flatbuffer import Flatbuffer
 from tests.toys import Noise
 
 TASK = Noise(shape=(4, 9, 12))

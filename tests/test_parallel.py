@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from edgedl import parallel, pipeline, recipe
+from edgedl import pipeline, recipe
 from edgedl.core import UsageError
 from edgedl.run import find_finished, read_report
+from edgedl.training import parallel
 
 RECIPE = """
 task = { use = "digits" }

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import tensorrt_rtx
 
-from edgedl import engine, gpu, passport, plugins
+from edgedl import plugins
 from edgedl.core import MissingPackage, ModelFileError, TensorSpec
-from edgedl.gpu import Gpu
-from edgedl.passport import Passport
+from edgedl.nvidia import engine, gpu, passport
+from edgedl.nvidia.gpu import Gpu
+from edgedl.nvidia.passport import Passport
 from edgedl.report.terminal import engine_in_words
 from edgedl.targets.tensorrt import TensorRT
 from edgedl.targets.tensorrt_rtx import TensorRTRTX

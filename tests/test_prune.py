@@ -16,18 +16,20 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import nn
 
-from edgedl import importance, plugins, structure, training
-from edgedl.blocks import Block
+from edgedl import plugins
 from edgedl.core import MissingPackage, Model, UsageError
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
-from edgedl.prunable import prunable
+from edgedl.pruning import importance, structure
+from edgedl.pruning.blocks import Block
+from edgedl.pruning.prunable import prunable
 from edgedl.quantize.simulate import Quantization
 from edgedl.steps import prune
 from edgedl.steps.prune import Prune
 from edgedl.steps.train import Train
 from edgedl.tasks.digits import Digits
 from edgedl.torch_session import TorchSession
+from edgedl.training import loop
 from tests.test_quantize_operators import assert_repeats, deployed, target_of
 from tests.toys import Apply, Noise, Residual
 
@@ -166,7 +168,7 @@ examples = settings(max_examples=15, deadline=None, derandomize=True, suppress_h
 
 def pruned(net: nn.Module, task=IMAGE, seed: int = 0, **fields) -> tuple[nn.Module, dict]:
     """The network after one round without training, unless `fields` say otherwise, and the step's metrics."""
-    training.seed(seed)
+    loop.seed(seed)
     step = Prune(**({"iterations": 1, "epochs": 0} | fields))
     model = step.apply(Model(net=net), task)
     record = model.lineage[-1]
@@ -522,7 +524,7 @@ def test_rounds_approach_the_goal_in_equal_strides():
 
 @pytest.mark.parametrize("importance", ["taylor", "random"])
 def test_the_same_seed_gives_the_same_network(importance):
-    training.seed(3)
+    loop.seed(3)
     net = CNN(widths=(16, 16), hidden=32).build(Digits()).eval()
     fields = {"ratio": 0.5, "importance": importance, "iterations": 2, "epochs": 1}
     one, two = (pruned(net, Digits(), **fields) for _ in range(2))
@@ -536,7 +538,7 @@ def test_the_same_seed_gives_the_same_network(importance):
 
 @pytest.fixture(scope="module")
 def digits_net() -> nn.Module:
-    training.seed(0)
+    loop.seed(0)
     net = CNN().build(Digits()).eval()
     return Train(epochs=4, lr=2e-3).apply(Model(net=net), Digits()).net
 

@@ -18,13 +18,15 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from edgedl import latency, latency_goal, measure, plugins, recipe, training
+from edgedl import measure, plugins, recipe
 from edgedl.core import Artifact, Model, ModelFileError, RecipeError, Target, TargetError, UsageError
-from edgedl.latency import LayerTable
+from edgedl.pruning import latency, latency_goal
+from edgedl.pruning.latency import LayerTable
 from edgedl.quantize.schemes import AFFINE
 from edgedl.report import terminal
 from edgedl.steps import prune
 from edgedl.steps.prune import Prune, num_parameters, sample
+from edgedl.training import loop
 from tests.toys import Noise
 
 IMAGE, SEQUENCE = Noise(shape=(3, 16, 16)), Noise(shape=(6, 8))
@@ -108,7 +110,7 @@ def lstm() -> nn.Module:
 
 
 def pruned(net: nn.Module, task=IMAGE, **fields) -> tuple[nn.Module, dict]:
-    training.seed(0)
+    loop.seed(0)
     model = Prune(**({"iterations": 3, "epochs": 0, "round_to": 4} | fields)).apply(Model(net=net), task)
     return model.net, json.loads(json.dumps(model.lineage[-1].metrics))
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
-from edgedl import prunable, structure, training
 from edgedl.core import Batch, Model, Split, TensorSpec
-from edgedl.sequence_layers import MultiheadAttention
+from edgedl.pruning import prunable, structure
+from edgedl.pruning.sequence_layers import MultiheadAttention
 from edgedl.steps.prune import Prune, macs, sample
+from edgedl.training import loop
 from tests.toys import Noise
 
 VOCABULARY = 11
@@ -172,7 +173,7 @@ def transformers(draw) -> tuple[nn.Module, Noise]:
 
 
 def pruned(net: nn.Module, task, **fields) -> tuple[nn.Module, dict]:
-    training.seed(0)
+    loop.seed(0)
     model = Prune(**({"iterations": 1, "epochs": 0, "round_to": 1} | fields)).apply(Model(net=net), task)
     return model.net, json.loads(json.dumps(model.lineage[-1].metrics))
 

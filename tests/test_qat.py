@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgedl import ladder, plugins, recipe, stages, stats, training
+from edgedl import ladder, plugins, recipe, stages, stats
 from edgedl.core import Model, RecipeError, UsageError
 from edgedl.measure import evaluate
 from edgedl.quantize import operators
@@ -23,6 +23,7 @@ from edgedl.run import Run
 from edgedl.steps.quantize import Quantize
 from edgedl.tasks.digits import Digits
 from edgedl.torch_session import TorchSession
+from edgedl.training import loop
 from tests.toys import Noise, Places, Residual
 
 OPTIONS = {"batch_size": 64, "optimizer": "adam", "schedule": "cosine", "weight_decay": 0.0}
@@ -61,14 +62,14 @@ def depthwise() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    training.seed(1)
-    return training.fit(depthwise(), Digits(), Digits().loss, epochs=10, lr=1e-2, label="train", **OPTIONS)[0]
+    loop.seed(1)
+    return loop.fit(depthwise(), Digits(), Digits().loss, epochs=10, lr=1e-2, label="train", **OPTIONS)[0]
 
 
 @pytest.fixture(scope="module", params=["learned", "moving"])
 def after(request, trained) -> Model:
     """The network after training for 4-bit weights."""
-    training.seed(1)
+    loop.seed(1)
     step = Quantize(method="qat", weight_bits=4, epochs=6, batch_size=64, lr=2e-3, ranges=request.param)
     return step.apply(Model(net=trained, teacher=trained), Digits())
 

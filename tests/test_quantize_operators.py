@@ -13,11 +13,11 @@ from torch import nn
 
 from edgedl import ladder, measure, plugins, stats
 from edgedl.core import Model, Target, Task, UnsupportedOperator
-from edgedl.engine import build_engine
-from edgedl.flatbuffer import Flatbuffer
+from edgedl.nvidia.engine import build_engine
 from edgedl.quantize.operators import OPERATORS
 from edgedl.quantize.schemes import AFFINE, LITERT, SYMMETRIC
 from edgedl.quantize.simulate import Quantization, activation_observers, export_graph, prepare, simulate
+from edgedl.tflite.flatbuffer import Flatbuffer
 from edgedl.torch_session import TorchSession
 from tests.toys import Apply, Noise, Residual
 

@@ -12,18 +12,19 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from edgedl import ladder, loops, measure, stats
+from edgedl import ladder, measure, stats
 from edgedl.core import Model
-from edgedl.engine import build_engine
-from edgedl.flatbuffer import Flatbuffer
-from edgedl.litert import LiteRTSession
-from edgedl.loops import with_loops
+from edgedl.nvidia.engine import build_engine
+from edgedl.quantize.recurrent import open_recurrent
 from edgedl.quantize.schemes import Form
 from edgedl.quantize.simulate import Quantization
-from edgedl.recurrent import open_recurrent
 from edgedl.targets.onnxruntime import OnnxRuntime
 from edgedl.targets.tensorrt import TensorRT
 from edgedl.targets.tflite import TFLite
+from edgedl.tflite import loops
+from edgedl.tflite.flatbuffer import Flatbuffer
+from edgedl.tflite.litert import LiteRTSession
+from edgedl.tflite.loops import with_loops
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 

@@ -18,14 +18,15 @@ from typing import Any
 
 import pytest
 
-from edgedl import artifacts, comparison, pipeline, searching, space, trial, workers
+from edgedl import comparison, pipeline
 from edgedl import recipe as recipes
 from edgedl.core import Metric, RecipeError, UsageError
-from edgedl.hopeless import LEAST, Earlier, Early, Figures, Hopeless, Judge
 from edgedl.picking import parse
 from edgedl.run import read_report
-from edgedl.study import Study, Trial, database
-from edgedl.workers import Event, Job, Processes
+from edgedl.search import artifacts, searching, space, trial, workers
+from edgedl.search.hopeless import LEAST, Earlier, Early, Figures, Hopeless, Judge
+from edgedl.search.study import Study, Trial, database
+from edgedl.search.workers import Event, Job, Processes
 from tests.test_cli import run_in, the_line
 
 RECIPE = """
@@ -317,7 +318,7 @@ class Told(Here):
 
 
 def test_a_search_without_anything_left_to_try_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgedl.study.MAX_REPEATS", 12)
+    monkeypatch.setattr("edgedl.search.study.MAX_REPEATS", 12)
     study = study_in(tmp_path, text=searched('"steps.prune.importance" = ["taylor", "l1"]'))
 
     why = searching.search(study, tmp_path, Told(), None, 60.0, True, quiet)
@@ -326,7 +327,7 @@ def test_a_search_without_anything_left_to_try_ends(tmp_path, monkeypatch):
 
 
 def test_the_sampler_goes_by_the_latest_trials_and_the_front(tmp_path, monkeypatch):
-    monkeypatch.setattr("edgedl.study.SEEN", 3)
+    monkeypatch.setattr("edgedl.search.study.SEEN", 3)
     study = study_in(tmp_path)
     for number in range(9):  # each larger than the one before, so that the first is the best
         study.tell(study.ask().number, come_of(number))
@@ -418,7 +419,7 @@ def test_a_trial_that_fails_says_why_and_the_first_ends_the_search(tmp_path):
 def test_a_trial_whose_process_died_is_asked_for_again(tmp_path):
     study_in(tmp_path)
     program = (
-        "import os, sys\nfrom edgedl import searching\nfrom edgedl.study import Study, database\n"
+        "import os, sys\nfrom edgedl.search import searching\nfrom edgedl.search.study import Study, database\n"
         "from pathlib import Path\n"
         f"goal = searching.goal({str(tmp_path / 'small.toml')!r}, None, 'score, size', None)\n"
         f"study = Study(goal, database(Path({str(tmp_path)!r})))\nstudy.ask()\nos.kill(os.getpid(), 9)\n"
@@ -503,7 +504,7 @@ def test_trials_on_a_cluster_go_on_where_a_node_is_killed(searched_in, tmp_path,
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    from edgedl.workers import OnRay
+    from edgedl.search.workers import OnRay
 
     def add_node(name: str) -> Any:
         return cluster.add_node(num_cpus=1, env_vars={"HOME": str(tmp_path / name)})

@@ -10,9 +10,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from edgedl import pipeline, recipe, sparsity, training
+from edgedl import pipeline, recipe
 from edgedl.core import Model, RecipeError, Step, UsageError
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.models.cnn import CNN
 from edgedl.quantize.simulate import Quantization, export_graph
 from edgedl.report.page import write_page
@@ -22,6 +21,8 @@ from edgedl.steps.distill import Distill
 from edgedl.steps.sparsify import Sparsify, two_of_four
 from edgedl.steps.train import Train
 from edgedl.tasks.digits import Digits
+from edgedl.tflite.flatbuffer import Flatbuffer
+from edgedl.training import loop, sparsity
 from tests.test_quantize_operators import target_of
 from tests.toys import Noise
 
@@ -42,12 +43,12 @@ class Mixed(nn.Module):
 
 
 def cnn() -> nn.Module:
-    training.seed(0)
+    loop.seed(0)
     return CNN(widths=(8, 16), hidden=32).build(Digits())
 
 
 def sparse_model(**fields) -> Model:
-    training.seed(1)
+    loop.seed(1)
     net = cnn()
     return Sparsify(**QUICK | fields).apply(Model(net=net, teacher=net), Digits())
 

@@ -18,9 +18,12 @@ from typing import Any
 
 import pytest
 
-from edgedl import deploying, devices, on_device, sending, ssh_link
+from edgedl import devices
 from edgedl.core import TargetError, UsageError
-from edgedl.devices import qemu_aarch64, ssh
+from edgedl.devices import ssh
+from edgedl.links import arm64
+from edgedl.links import ssh as ssh_link
+from edgedl.remote import deploying, on_device, sending
 from tests import made_run
 from tests.ssh_server import HOST, Server
 
@@ -134,9 +137,9 @@ def test_the_address_alone_will_do(board, tmp_path):
 
 
 def test_an_arm64_machine_is_measured_like_any_other(board, made, tmp_path):
-    root = qemu_aarch64.home()
+    root = arm64.home()
     if not root.is_dir():
-        pytest.skip(f"no emulated arm64 here: `{qemu_aarch64.SETUP}` makes it")
+        pytest.skip(f"no emulated arm64 here: `{arm64.SETUP}` makes it")
     system, qemu = root / "system", shlex.quote(str(root / "qemu"))
     board.wrapped(
         f"PYTHONPATH={shlex.quote(str(root / 'packages'))} PYTHONNOUSERSITE=1 "

@@ -7,8 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from edgedl import image_files
 from edgedl.core import DataError, UsageError
+from edgedl.data import image_files
 from edgedl.models.stylizer import Stylizer
 from edgedl.tasks import style
 from edgedl.tasks.style import Style

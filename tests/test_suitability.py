@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgedl import analyzing, pipeline, plugins, stages, suitability, teachers
+from edgedl import analyzing, pipeline, plugins, stages, suitability
 from edgedl import recipe as recipes
 from edgedl.core import DataError, Network, UsageError
 from edgedl.tasks.digits import Digits
 from edgedl.tasks.mnist import MNIST
+from edgedl.training import teachers
 from tests.test_plugins import FAMILIES
 from tests.toys import Noise
 

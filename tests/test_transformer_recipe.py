@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from edgedl import pipeline, plugins, recipe, teachers
+from edgedl import pipeline, plugins, recipe
 from edgedl.core import Bench, Limits, UsageError
 from edgedl.models.cnn import CNN
 from edgedl.models.transformer import Transformer
@@ -15,6 +15,7 @@ from edgedl.run import read_report
 from edgedl.steps.distill import Distill
 from edgedl.steps.quantize import Quantize
 from edgedl.tasks.text import Text
+from edgedl.training import teachers
 from tests.test_sequence_recipes import BAD, GOOD, write_table
 
 SMALL, SMALLER = Transformer(width=16, heads=2, blocks=2), Transformer(width=8, heads=2, blocks=1)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgedl import number_words, pipeline, plugins, recipe
+from edgedl import pipeline, plugins, recipe
 from edgedl.core import Bench, DataError, Limits
-from edgedl.number_words import in_english, in_french
 from edgedl.steps.quantize import Quantize
+from edgedl.synthetic import number_words
+from edgedl.synthetic.number_words import in_english, in_french
 from edgedl.tasks import translation
 from edgedl.tasks.translation import BEGIN, END, PADDING, UNKNOWN, Translation, split_words
 from edgedl.torch_session import TorchSession

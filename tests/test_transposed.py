@@ -11,10 +11,10 @@ from torch import nn
 
 from edgedl import measure, plugins
 from edgedl.core import Model
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.quantize.simulate import Quantization
+from edgedl.tflite.flatbuffer import Flatbuffer
+from edgedl.tflite.transposed import finished
 from edgedl.torch_session import TorchSession
-from edgedl.transposed import finished
 from tests.test_quantize_operators import assert_repeats, deployed
 from tests.toys import Noise
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from edgedl import stats
 from edgedl.core import Model
-from edgedl.flatbuffer import Flatbuffer
 from edgedl.measure import evaluate
 from edgedl.quantize.simulate import Quantization
 from edgedl.targets.tflite import TFLite
-from edgedl.wide_kernels import MOST_TAPS, tiles
+from edgedl.tflite.flatbuffer import Flatbuffer
+from edgedl.tflite.wide_kernels import MOST_TAPS, tiles
 from tests.toys import Noise
 
 ONE = TFLite()

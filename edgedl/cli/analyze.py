@@ -29,7 +29,8 @@ def analyze(
     folder = None if fresh else _finished(recipe_or_run, out)
     recipe = recipes.load(recipe_or_run) if folder is None else None
     _require()  # before the imports below, which need torch
-    from edgedl import analysis, analyzing
+    from edgedl import analyzing
+    from edgedl.analysis import by_layer
     from edgedl.report import page, terminal
 
     with progress.display(quiet or json_lines):
@@ -39,7 +40,7 @@ def analyze(
         else:
             assert folder is not None
             analyzing.of_run(folder, ratio)
-    found = analysis.read(folder)
+    found = by_layer.read(folder)
     assert found is not None
     try:
         shown = f"page: {page.write_analysis(found, folder)}"

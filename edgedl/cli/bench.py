@@ -12,7 +12,7 @@ import typer
 from edgedl.cli.show import JsonLines, Quiet
 
 if TYPE_CHECKING:
-    from edgedl.loads import Asked
+    from edgedl.bench.loads import Asked
 
 MOST = 65536
 """Of a batch's samples, or of threads."""
@@ -55,8 +55,8 @@ def bench(
     """Measure exported files: latency, size and, with a recipe, the score."""
     from edgedl import benching, progress
     from edgedl import recipe as recipes
+    from edgedl.bench.loads import Asked
     from edgedl.cli.show import check_one_form, print_json
-    from edgedl.loads import Asked
     from edgedl.report import answered, terminal
 
     check_one_form(as_json, json_lines)
@@ -109,8 +109,9 @@ def _on_devices(
     asked: Asked,
 ) -> None:
     """A run's files on one device after another; one that fails does not keep the others from it."""
-    from edgedl import devices, on_device, progress
+    from edgedl import devices, progress
     from edgedl.core import EdgedlError, UsageError
+    from edgedl.remote import on_device
     from edgedl.run import find_finished
 
     if len(runs) > 1 or given:

@@ -153,9 +153,10 @@ def compress(
     plugins.require(wanted.targets)  # before the imports below, which need torch
     if track is not None:
         tracking.check(track)
-    from edgedl import parallel, pipeline
+    from edgedl import pipeline
     from edgedl.report import page, terminal
     from edgedl.run import read_report
+    from edgedl.training import parallel
 
     if parallel.rank() > 0:
         return pipeline.help_train(wanted, text, out, fresh=fresh)

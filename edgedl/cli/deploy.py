@@ -22,8 +22,9 @@ def deploy(
     quiet: Quiet = False,
 ) -> None:
     """Leave a file of a finished run on a device, with its passport, an example, and checksums."""
-    from edgedl import deploying, devices, progress
+    from edgedl import devices, progress
     from edgedl.cli.show import print_json
+    from edgedl.remote import deploying
     from edgedl.run import find_finished
 
     devices.check(on)

@@ -20,8 +20,8 @@ def _group(context: typer.Context, as_json: Json = False) -> None:
 @app.command("list")
 def list_devices(as_json: Json = False) -> None:
     """List this machine, what adb sees and what devices.toml names, and ask each what it is."""
-    from edgedl import device_list
     from edgedl.cli.show import print_json
+    from edgedl.remote import device_list
     from edgedl.report import terminal
 
     rows = device_list.known()
@@ -36,13 +36,12 @@ def setup(
     kind: Annotated[str, typer.Argument(help="Which: qemu-aarch64, adb, or adb:// and a serial number.")],
 ) -> None:
     """Fetch an arm64 Python with runtimes into a cache folder, to be emulated or, for adb, put onto a phone."""
-    from edgedl import android, phone_python
     from edgedl.core import UsageError
-    from edgedl.devices import qemu_aarch64
+    from edgedl.links import android, arm64, phone_python
 
     name, separator, serial = kind.partition("://")
     if kind == "qemu-aarch64":
-        typer.echo(f"ready: {qemu_aarch64.setup()}")
+        typer.echo(f"ready: {arm64.setup()}")
     elif name == "adb":
         shell = android.Shell(android.find(serial if separator else None))
         typer.echo(f"ready: {phone_python.setup(shell)} on the phone")

@@ -36,8 +36,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _targets() -> list[dict[str, Any]]:
-    from edgedl import gpu, plugins
+    from edgedl import plugins
     from edgedl.core import Target
+    from edgedl.nvidia import gpu
 
     rows = []
     for name in plugins.names("targets"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgedl.study import Study
+    from edgedl.search.study import Study
 
 NONE_MET = 1
 UNITS = {"h": 3600, "m": 60, "s": 1}
@@ -57,18 +57,19 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print search.json instead of the table.")] = False,
 ) -> None:
     """Vary a recipe within its table search, and keep the recipes that no other beats. Run again to go on."""
-    from edgedl import plugins, searching
+    from edgedl import plugins
     from edgedl.cli.show import print_json
     from edgedl.core import UsageError
+    from edgedl.search import searching
 
     if trials is None and budget is None:
         raise UsageError("give --trials or --budget: when is it to end?")
     seconds = None if budget is None else _seconds(budget)
     goal = searching.goal(recipe, target, objective, limit)
     plugins.require(target for target in goal.space.recipe.needed_targets if target.label == goal.target)
-    from edgedl import artifacts as kept
-    from edgedl.study import Study, database
-    from edgedl.workers import OnRay, Processes, Workers
+    from edgedl.search import artifacts as kept
+    from edgedl.search.study import Study, database
+    from edgedl.search.workers import OnRay, Processes, Workers
 
     folder = out / f"{goal.space.recipe.name}-search"
     try:
@@ -113,9 +114,10 @@ def _conclude(study: Study, folder: Path, why: str, as_json: bool, artifacts: st
 
 
 def _page(study: Study, folder: Path, artifacts: str | None) -> str:
-    from edgedl import comparison, searching
+    from edgedl import comparison
     from edgedl.core import MissingPackage
     from edgedl.report import compared
+    from edgedl.search import searching
 
     files = searching.compared(study, folder, artifacts)
     if not files:

@@ -21,9 +21,6 @@ from typing import Any, NamedTuple
 
 from edgedl.sessions import UsageError
 
-MAX_SAID = 500
-"""Characters that are kept of a device's word."""
-
 
 class Left(NamedTuple):
     """What was left on a device."""
@@ -87,11 +84,6 @@ class Device(ABC):
     def describe(self) -> dict[str, Any]:
         """What can be told of it, after its work, beside what its Python tells. Raises `TargetError`."""
         return {}
-
-
-def plain(said: str) -> str:
-    """Without what could steer a terminal, and not too long: a device is not to be trusted."""
-    return "".join(letter if letter.isprintable() else " " for letter in said[:MAX_SAID])
 
 
 def names() -> list[str]:

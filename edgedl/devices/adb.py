@@ -11,9 +11,10 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from edgedl import phone_python
-from edgedl.android import ASK_SECONDS, BROKEN, Shell, find, last_line, passport, state
-from edgedl.devices import Device, Left, plain
+from edgedl.devices import Device, Left
+from edgedl.links import phone_python
+from edgedl.links.android import ASK_SECONDS, BROKEN, Shell, find, last_line, passport, state
+from edgedl.links.said import plain
 from edgedl.sessions import TargetError, UsageError
 
 FOLDERS = "/data/local/tmp"

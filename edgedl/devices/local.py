@@ -17,9 +17,10 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from edgedl import far_end, sensors
+from edgedl.bench import sensors
 from edgedl.devices import Device, Left
-from edgedl.gpu import find_gpu
+from edgedl.links import far_end
+from edgedl.nvidia.gpu import find_gpu
 from edgedl.sessions import UsageError
 
 PACKAGES = (

@@ -1,6 +1,7 @@
 """A machine that OpenSSH's own client reaches, such as a Jetson: keys, agent, configuration and known hosts are its.
 
-A connection that breaks is made anew: what has arrived is not sent again, what runs there goes on (`far_end.py`).
+A connection that breaks is made anew: what has arrived is not sent again, what runs there goes on
+(`links/far_end.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, TypeVar
 
 from edgedl import files as on_disk
 from edgedl.devices import Device, Left
+from edgedl.links.ssh import Connection, Lost, printable
 from edgedl.sessions import TargetError, UsageError
-from edgedl.ssh_link import Connection, Lost, printable
 
 T = TypeVar("T")
 ADDRESS = re.compile(

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import own
 from edgedl.core import ModelFileError, Network, Task, UsageError
+from edgedl.own import networks
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +36,12 @@ class Exported(Network):
 
     def build(self, task: Task) -> nn.Module:
         """Raises `ModelFileError` for a file that cannot be read, or that would run code."""
-        from edgedl.layers import layers
+        from edgedl.own.layers import layers
 
         program = _read(Path(self.source))
         net = layers(program.module(check_guards=False))  # guards are code, out of the file
         try:
-            return own.adapted(net, task)
+            return networks.adapted(net, task)
         except UsageError as error:
             raise UsageError(f"{self.source}: {error}{_fixed(program)}") from error
 

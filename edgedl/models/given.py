@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import PrivateAttr
 
-from edgedl import own
 from edgedl.core import Network, Task, UsageError
+from edgedl.own import networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ class Given(Network):
     @classmethod
     def of(cls, net: nn.Module) -> Given:
         """The network that is `net` itself; of which copies are made, so that it stays as it is."""
-        given = cls(kind=f"{type(net).__module__}.{type(net).__qualname__}", digest=own.digest(net))
+        given = cls(kind=f"{type(net).__module__}.{type(net).__qualname__}", digest=networks.digest(net))
         given._net = net
         return given
 
@@ -40,4 +40,4 @@ class Given(Network):
                 f"the network, a {self.kind}, was given from Python and is not in the recipe: "
                 "call edgedl.compress with it again"
             )
-        return own.adapted(self._net, task)
+        return networks.adapted(self._net, task)

@@ -7,8 +7,9 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import own, plugins
+from edgedl import plugins
 from edgedl.core import MissingPackage, ModelFileError, Network, Task, UsageError
+from edgedl.own import networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +49,7 @@ class HuggingFace(Network):
             attn_implementation="eager",  # others are made for training on GPUs, and do not export as plainly
         )
         try:
-            return own.adapted(net, task)
+            return networks.adapted(net, task)
         except UsageError as error:
             raise UsageError(f"{self.source}: {error}") from error
 

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgedl import own, plugins
+from edgedl import plugins
 from edgedl.core import MissingPackage, ModelFileError, Network, Task, UsageError
+from edgedl.own import networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ class KerasFile(Network):
             os.environ["KERAS_BACKEND"] = "torch"  # read once, when Keras is imported
         import keras
 
-        from edgedl.layers import layers
+        from edgedl.own.layers import layers
 
         if keras.backend.backend() != "torch":
             raise UsageError(
@@ -49,7 +50,7 @@ class KerasFile(Network):
             said = " ".join(str(error).split())[:300]
             raise ModelFileError(f"{file}: Keras cannot read it: {type(error).__name__}: {said}") from error
         try:
-            program = own.exported(own.adapted(net, task), task)
-            return own.adapted(layers(program.module(check_guards=False)), task)
+            program = networks.exported(networks.adapted(net, task), task)
+            return networks.adapted(layers(program.module(check_guards=False)), task)
         except UsageError as error:
             raise UsageError(f"{file}: {error}") from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from edgedl import own, plugins, weights
+from edgedl import plugins
 from edgedl.core import Network, Task, UsageError
+from edgedl.own import networks, weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ class Module(Network):
         net = _built(self.source, plugins.named(self.source))
         if self.weights is not None:
             net = weights.loaded(net, self.weights, self.unpickle)
-        return own.adapted(net, task)
+        return networks.adapted(net, task)
 
 
 def _built(source: str, found: Any) -> nn.Module:

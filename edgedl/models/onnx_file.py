@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl import own, plugins, stats
+from edgedl import plugins, stats
 from edgedl.core import MissingPackage, ModelFileError, Network, Task, TensorSpec, UsageError
+from edgedl.own import networks
 
 if TYPE_CHECKING:
     import onnx
@@ -34,7 +35,7 @@ class OnnxFile(Network):
         for package in ("onnx", "onnxruntime"):
             if not plugins.installed(package):
                 raise MissingPackage(f"model onnx-file needs {package}: {plugins.pip_line('onnx')}")
-        from edgedl import onnx_reader
+        from edgedl.onnx import reader as onnx_reader
 
         model = _read(Path(self.source))
         specs = _specs(model)
@@ -43,7 +44,7 @@ class OnnxFile(Network):
         fixed = {spec.shape[0] for spec in specs.values() if spec.shape and spec.shape[0] > 0}
         net = onnx_reader.read(model, self.source, examples, max(fixed, default=None))
         _compare(net, model, self.source, examples, max(fixed, default=None))
-        return own.adapted(net, task)
+        return networks.adapted(net, task)
 
 
 def _read(file: Path) -> onnx.ModelProto:
@@ -99,7 +100,7 @@ def _examples(spec: TensorSpec, taken: TensorSpec) -> tuple[torch.Tensor, torch.
     """The same samples twice, of which the second time there are more."""
     import torch
 
-    from edgedl.onnx_builder import NUM_FIRST, NUM_SECOND
+    from edgedl.onnx.builder import NUM_FIRST, NUM_SECOND
 
     dtype = getattr(torch, spec.dtype)
     shape, generator = (NUM_SECOND, *spec.shape), torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from edgedl.wide_kernels import tiles
+from edgedl.tflite.wide_kernels import tiles
 
 
 def convolved(

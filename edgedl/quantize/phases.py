@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule, Node
 
-from edgedl import sub_pixel
+from edgedl.quantize import sub_pixel
 from edgedl.quantize.folding import attribute, constant
 from edgedl.quantize.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, QUANTIZE_WEIGHT
 from edgedl.quantize.quantizer import joined_activation

@@ -19,14 +19,14 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from edgedl import loops
 from edgedl.core import UnsupportedOperator
 from edgedl.origin import NUM_NAMED, counted
 from edgedl.quantize.calibrators import CALIBRATORS, SATURATING, Histogram, mse
 from edgedl.quantize.folding import FILLS, attribute
 from edgedl.quantize.operators import ELEMENTWISE, NEAREST, OPERATORS, TO_NUMBERS, Operator, Role
+from edgedl.quantize.recurrent import cell_call
 from edgedl.quantize.schemes import Scheme
-from edgedl.recurrent import cell_call
+from edgedl.tflite import loops
 
 NUM_BINS = 8192
 UNTIED = 1 + 2**-7

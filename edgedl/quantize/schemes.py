@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from edgedl import wide_kernels
+from edgedl.tflite import wide_kernels
 
 Form = Literal["int8", "int8 layers", "mixed", "int8 dynamic", "int8 weights", "int4 dynamic", "int4 weights", "fp16"]
 """The ways to store and compute a network in fewer bits, by the names that reports use.

@@ -27,9 +27,9 @@ from edgedl.quantize.finish import Floats, finished
 from edgedl.quantize.folding import Fold, fold_batch_norms, fold_factors
 from edgedl.quantize.integer import DEQUANTIZE, QUANTIZE, IntegerInterpreter, source_layer
 from edgedl.quantize.quantizer import ActivationObserver, Grids, TableQuantizer
+from edgedl.quantize.recurrent import open_recurrent
 from edgedl.quantize.rewrite import REWRITES, rewrite
 from edgedl.quantize.schemes import STATIC_FORMS, Form, Granularity, Scheme
-from edgedl.recurrent import open_recurrent
 from edgedl.torch_session import BATCH_SIZE, TorchSession, named_outputs
 from edgedl.torch_tables import keep_tables
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgedl import __version__, attribution, files, gate, inspecting, ladder, measure, stats
+from edgedl import __version__, files, gate, inspecting, ladder, measure, stats
+from edgedl.analysis import attribution
 from edgedl.core import Artifact, Baseline, Metric, Model, OperatorTime, Session, Target
 from edgedl.devices import local
 from edgedl.gate import Candidate, Verdict
@@ -150,8 +151,9 @@ def parameters(model: Model, recipe: Recipe) -> dict[str, int]:
 
     Zeros are multiplied like all other weights.
     """
-    from edgedl import counting, sparsity
-    from edgedl.onnx_export import example_inputs
+    from edgedl.analysis import counting
+    from edgedl.onnx.export import example_inputs
+    from edgedl.training import sparsity
 
     return {
         "count": counting.num_parameters(model.net),

@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl import analysis, files, gate, plugins
+from edgedl import files, gate, plugins
+from edgedl.analysis import by_layer
 from edgedl.core import MissingPackage
 from edgedl.report import answered, exhibits, words
 from edgedl.report.terminal import (
@@ -130,7 +131,7 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         _figures(report, groups),
         report["metric"],
         folder,
-        analysis.read(folder),
+        by_layer.read(folder),
         report=report,
         groups=groups,
         pairs=[(group, line) for group in groups for line in group.lines],

@@ -11,7 +11,7 @@ from edgedl import recipe as recipes
 from edgedl.report.terminal import NONE, four_digits, milliseconds, size, three_digits
 
 if TYPE_CHECKING:
-    from edgedl.study import Study, Trial
+    from edgedl.search.study import Study, Trial
 
 NUM_LATEST = 8
 """Of trials that are finished and not on the front so many are shown while others run."""

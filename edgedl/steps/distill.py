@@ -13,16 +13,17 @@ from pydantic import (
     model_validator,
 )
 
-from edgedl import plugins, teachers
+from edgedl import plugins
 from edgedl.core import Model, Network, Task, UsageError
-from edgedl.learning import Share, TaughtStep, imitation, told, with_answers
-from edgedl.teachers import Teacher
+from edgedl.training import teachers
+from edgedl.training.learning import Share, TaughtStep, imitation, told, with_answers
+from edgedl.training.teachers import Teacher
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from edgedl.learning import Loss, Tensors
+    from edgedl.training.learning import Loss, Tensors
 
     Paths = list[tuple[str, str]]
 
@@ -31,11 +32,11 @@ class Distill(TaughtStep):
     """Learns from the teacher's outputs and from the labels: `weight` times the former, the rest the latter.
 
     How far outputs are from a teacher's is the task's to say (`Task.imitate`). `features`, `attention` and
-    `relational` weigh further losses (`edgedl.imitation`), on `layers`: pairs of modules, the network's own and the
-    teacher's; without them, the last of each stage of equal resolution. The teacher is the float network as the last
-    `train` step left it, or what lies at a path: a run, a step of one, or a model file, of which only outputs are seen.
-    Who learns is the network at hand or, with `student`, another that begins anew: a smaller one of the same family,
-    or of any other.
+    `relational` weigh further losses (`training/imitation.py`), on `layers`: pairs of modules, the network's own and
+    the teacher's; without them, the last of each stage of equal resolution. The teacher is the float network as the
+    last `train` step left it, or what lies at a path: a run, a step of one, or a model file, of which only outputs are
+    seen. Who learns is the network at hand or, with `student`, another that begins anew: a smaller one of the same
+    family, or of any other.
 
     `sequences`: what the teacher decodes of the train split takes the place of its labels, and its outputs are those
     along these sequences. With `weight = 0` nothing else is learned. Only for tasks that decode sequences. Source:
@@ -119,7 +120,7 @@ class Distill(TaughtStep):
             )
 
     def _relating_outputs(self, teacher: Teacher, task: Task) -> Loss:
-        from edgedl.imitation import relational_distance
+        from edgedl.training.imitation import relational_distance
 
         def total(outputs: Tensors, batch: Tensors) -> torch.Tensor:
             taught = told(teacher.taught, task, batch)
@@ -134,7 +135,7 @@ class Distill(TaughtStep):
         self, student: nn.Module, task: Task, teacher: Teacher, net: nn.Module
     ) -> tuple[nn.Module, Loss, Paths]:
         """The student with inner values watched, and the loss on them. Raises `UsageError` where there are none."""
-        from edgedl import imitation as inner
+        from edgedl.training import imitation as inner
 
         batch = _sample(task)
         inputs = tuple(batch[name] for name in task.inputs)

@@ -19,20 +19,21 @@ from pydantic import (
     model_validator,
 )
 
-from edgedl import plugins, structure
-from edgedl.blocks import Block, find_again
+from edgedl import plugins
+from edgedl.analysis.counting import macs, num_parameters
 from edgedl.core import Graph, MissingPackage, Model, Task, UsageError
-from edgedl.counting import macs, num_parameters
-from edgedl.importance import IMPORTANCES, paired, score
-from edgedl.learning import TaughtStep
-from edgedl.prunable import Piece, first_reasons, prunable, without
-from edgedl.teachers import answers_of
+from edgedl.pruning import structure
+from edgedl.pruning.blocks import Block, find_again
+from edgedl.pruning.importance import IMPORTANCES, paired, score
+from edgedl.pruning.prunable import Piece, first_reasons, prunable, without
+from edgedl.training.learning import TaughtStep
+from edgedl.training.teachers import answers_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from edgedl.latency_goal import LatencyGoal
+    from edgedl.pruning.latency_goal import LatencyGoal
 
     Inputs = tuple[torch.Tensor, ...]
 
@@ -139,7 +140,7 @@ class Prune(TaughtStep):
     ) -> LatencyGoal | nullcontext[None]:
         if self.latency_ms is None or self.target is None:
             return nullcontext()
-        from edgedl.latency_goal import LatencyGoal
+        from edgedl.pruning.latency_goal import LatencyGoal
 
         return LatencyGoal(self.latency_ms, self.target, self.precision, net, blocks, task, inputs)
 

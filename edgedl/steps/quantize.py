@@ -18,7 +18,7 @@ from pydantic import (
 
 from edgedl import plugins
 from edgedl.core import Graph, Model, Task, graphs_of
-from edgedl.learning import Share, TaughtStep
+from edgedl.training.learning import Share, TaughtStep
 
 if TYPE_CHECKING:
     import torch
@@ -179,8 +179,8 @@ class Quantize(TaughtStep):
         from edgedl.measure import evaluate
         from edgedl.quantize import qat, schemes
         from edgedl.quantize.simulate import simulate
-        from edgedl.teachers import answers_of
         from edgedl.torch_session import TorchSession
+        from edgedl.training.teachers import answers_of
 
         scheme = {"affine": schemes.AFFINE, "symmetric": schemes.SYMMETRIC}[self.scheme]
         scheme = scheme.with_weights(self.weight_bits, self.granularity)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from edgedl.core import Model, Task, UsageError
-from edgedl.learning import TaughtStep
-from edgedl.teachers import answers_of
+from edgedl.training.learning import TaughtStep
+from edgedl.training.teachers import answers_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from edgedl.sparsity import AfterStep
+    from edgedl.training.sparsity import AfterStep
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -61,7 +61,7 @@ class Sparsify(TaughtStep):
 
     def apply(self, model: Model, task: Task) -> Model:
         """Raises `UsageError` where nothing can be made sparse, and if the loss diverges."""
-        from edgedl import sparsity
+        from edgedl.training import sparsity
 
         layers = {name: value for name, (value, _) in sparsifiable(model.net).items()}
         if not layers:

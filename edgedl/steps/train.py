@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from edgedl.core import Model, Task
-from edgedl.learning import LearningStep
+from edgedl.training.learning import LearningStep
 
 
 class Train(LearningStep):

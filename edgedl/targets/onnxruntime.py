@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import PositiveInt
 
 from edgedl.core import Artifact, Model, Target, TargetError, Task
-from edgedl.onnx_session import OnnxRuntimeSession
+from edgedl.onnx.session import OnnxRuntimeSession
 from edgedl.quantize.schemes import ONNXRUNTIME, STATIC_FORMS, Form, Scheme
 
 
@@ -42,7 +42,7 @@ class OnnxRuntime(Target):
 
     def prepare(self, model: Model, task: Task, batch_size: int) -> None:
         """Exports the graph, which targets of one scheme share."""
-        from edgedl.onnx_export import exported
+        from edgedl.onnx.export import exported
 
         exported(self.graph(model), task, batch_size, self.max_batch is not None)
 
@@ -51,7 +51,7 @@ class OnnxRuntime(Target):
         import onnx
         import onnxruntime
 
-        from edgedl.onnx_export import export_onnx
+        from edgedl.onnx.export import export_onnx
 
         file = folder / "model.onnx"
         if model.precision.endswith("dynamic") and batch_size > 1:
@@ -79,7 +79,7 @@ class StandIn(OnnxRuntime):
 
 def _store(file: Path, precision: str) -> None:
     """Gives an exported file what a form says in operators of onnxruntime's."""
-    from edgedl import onnx_forms
+    from edgedl.onnx import forms as onnx_forms
 
     if precision in STATIC_FORMS:
         onnx_forms.use_unsigned_activations(file)

@@ -13,8 +13,8 @@ from pydantic import PositiveInt
 
 from edgedl import dimensions, files
 from edgedl.core import BATCH, Artifact, MissingPackage, Model, Target, TargetError, Task
-from edgedl.engine import EngineSession, Range, build_apart, describe, timing_cache
-from edgedl.gpu import find_gpu, why_no_gpu
+from edgedl.nvidia.engine import EngineSession, Range, build_apart, describe, timing_cache
+from edgedl.nvidia.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
@@ -41,7 +41,7 @@ class TensorRT(Target):
 
     def prepare(self, model: Model, task: Task, batch_size: int) -> None:
         """Exports the graph, which targets of one scheme share, and asks for the GPU, which a copy cannot."""
-        from edgedl.onnx_export import exported
+        from edgedl.onnx.export import exported
 
         find_gpu()
         exported(self.graph(model), task, batch_size, self.max_batch is not None)
@@ -54,8 +54,8 @@ class TensorRT(Target):
         """
         import onnx
 
-        from edgedl import onnx_forms
-        from edgedl.onnx_export import export_onnx, naming_operators
+        from edgedl.onnx import forms as onnx_forms
+        from edgedl.onnx.export import export_onnx, naming_operators
 
         file, graph = folder / "model.onnx", self.graph(model)
         export_onnx(graph, task, file, batch_size, any_batch=self.max_batch is not None)

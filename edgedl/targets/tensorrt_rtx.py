@@ -10,8 +10,8 @@ from pydantic import PositiveInt
 
 from edgedl import dimensions
 from edgedl.core import Artifact, Model, Target, Task
-from edgedl.engine import EngineSession, Range, build_apart, describe
-from edgedl.gpu import find_gpu, why_no_gpu
+from edgedl.nvidia.engine import EngineSession, Range, build_apart, describe
+from edgedl.nvidia.gpu import find_gpu, why_no_gpu
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 
@@ -43,7 +43,7 @@ class TensorRTRTX(Target):
 
     def prepare(self, model: Model, task: Task, batch_size: int) -> None:
         """Exports the graph, which targets of one scheme share, and asks for the GPU, which a copy cannot."""
-        from edgedl.onnx_export import exported
+        from edgedl.onnx.export import exported
 
         find_gpu()
         exported(self.graph(model), task, batch_size, self.max_batch is not None)
@@ -53,8 +53,8 @@ class TensorRTRTX(Target):
         import onnx
         import tensorrt_rtx
 
-        from edgedl import onnx_forms
-        from edgedl.onnx_export import export_onnx, naming_operators
+        from edgedl.onnx import forms as onnx_forms
+        from edgedl.onnx.export import export_onnx, naming_operators
 
         source, engine, graph = folder / "model.onnx", folder / "model.rtx", self.graph(model)
         export_onnx(graph, task, source, batch_size, any_batch=self.max_batch is not None)

@@ -14,14 +14,14 @@ from pydantic import PositiveInt
 
 from edgedl import dimensions, stats
 from edgedl.core import Artifact, Model, ModelFileError, Target, TargetError, Task
-from edgedl.litert import LiteRTSession
 from edgedl.origin import origin
 from edgedl.quantize.schemes import LITERT, STATIC_FORMS, Form, Scheme
+from edgedl.tflite.litert import LiteRTSession
 
 if TYPE_CHECKING:
     import torch
 
-    from edgedl.flatbuffer import Flatbuffer
+    from edgedl.tflite.flatbuffer import Flatbuffer
 
 MIN_HALVED = 16
 """Constants of fewer numbers stay float32: storing them so takes more bytes than it saves."""
@@ -70,14 +70,14 @@ class TFLite(Target):
         os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")  # which a notebook shows wherever it is written
         import litert_torch
 
-        from edgedl.any_batch import foreign_prime, with_any_batch
-        from edgedl.loops import with_loops
-        from edgedl.model_metadata import with_metadata
-        from edgedl.onnx_export import example_inputs
+        from edgedl.onnx.export import example_inputs
         from edgedl.quantize import mixed
-        from edgedl.recurrent import open_recurrent
+        from edgedl.quantize.recurrent import open_recurrent
+        from edgedl.tflite.any_batch import foreign_prime, with_any_batch
+        from edgedl.tflite.loops import with_loops
+        from edgedl.tflite.model_metadata import with_metadata
+        from edgedl.tflite.transposed import finished
         from edgedl.torch_tables import keep_tables
-        from edgedl.transposed import finished
 
         keep_tables()
         graph = open_recurrent(self.graph(model))
@@ -124,8 +124,8 @@ class TFLite(Target):
         folder: Path,
     ) -> tuple[bytes | None, tuple[str, ...]]:
         """The file for other sizes of its inputs, as far as it runs at them; else None, and why in a note."""
-        from edgedl.any_size import with_any_size
-        from edgedl.onnx_export import example_inputs
+        from edgedl.onnx.export import example_inputs
+        from edgedl.tflite.any_size import with_any_size
 
         tried = dimensions.to_try(task.dynamic)
         if not tried:
@@ -160,7 +160,7 @@ def _sizes(graph: torch.nn.Module, task: Task) -> set[int]:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from edgedl.onnx_export import example_inputs
+    from edgedl.onnx.export import example_inputs
 
     found = {size for tensor in graph.state_dict().values() for size in tensor.shape}
 
@@ -200,9 +200,9 @@ def _try_batches(session: LiteRTSession, task: Task) -> None:
 
 def _stored(content: bytes, precision: str) -> tuple[bytes, Mapping[str, int]]:
     """A converted file with its weights as a form wants them, and what was rewritten in it."""
-    from edgedl.flatbuffer import Flatbuffer
-    from edgedl.paddings import pad_by_convolutions
-    from edgedl.wide_kernels import narrow
+    from edgedl.tflite.flatbuffer import Flatbuffer
+    from edgedl.tflite.paddings import pad_by_convolutions
+    from edgedl.tflite.wide_kernels import narrow
 
     graph, rewrites = Flatbuffer(content), dict[str, int]()
     if precision.startswith("int4"):
@@ -476,7 +476,7 @@ def _converting_transposed(precision: str) -> Iterator[None]:
     """Makes the converter take transposed convolutions with any padding, and in float make fast ones of them."""
     from litert_torch.fx_infra import decomp
 
-    from edgedl.sub_pixel import decompositions, divides
+    from edgedl.quantize.sub_pixel import decompositions, divides
 
     if precision in STATIC_FORMS:  # the int8 kernel is fast, and what is not for it is opened by now
         added = decompositions(lambda weight, stride: True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgedl import dimensions, passport
+from edgedl import dimensions
 from edgedl.core import (
     Activation,
     Artifact,
@@ -28,8 +28,9 @@ from edgedl.core import (
     Task,
     TensorSpec,
 )
-from edgedl.engine import timing_cache
-from edgedl.gpu import Gpu, power_mode
+from edgedl.nvidia import passport
+from edgedl.nvidia.engine import timing_cache
+from edgedl.nvidia.gpu import Gpu, power_mode
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class TorchTensorRT(Target):
         """
         import torch
 
-        from edgedl.onnx_export import example_inputs
+        from edgedl.onnx.export import example_inputs
 
         graph, here = self.graph(model), _gpu(f"{self.use} builds for the GPU that is there")
         torch_tensorrt, tensorrt = _libraries()

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from edgedl import hub
 from edgedl.core import Batch, DataError, Split
+from edgedl.data.labelled_images import labelled_images
 from edgedl.images import Classification, labelled
 
 FILES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
@@ -63,7 +63,7 @@ class Cifar10(Classification):
 @lru_cache(maxsize=4)
 def _from_hub(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     instead = f"put the files of CIFAR-10 (data_batch_1.bin, ...) or {ARCHIVES[0]} into a folder"
-    images, labels = hub.labelled_images(
+    images, labels = labelled_images(
         "cifar10", name, part, columns=("img", "image"), shape=(32, 32, 3), num_classes=10, instead=instead
     )
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels

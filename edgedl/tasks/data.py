@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from edgedl import data_given, data_sources, dimensions, metrics, plugins, samples, stats, teachers
+from edgedl import dimensions, plugins, stats
 from edgedl.core import (
     Baseline,
     Batch,
@@ -33,10 +33,14 @@ from edgedl.core import (
     TensorSpec,
     UsageError,
 )
-from edgedl.data_images import Reading
-from edgedl.image_inputs import Treatment
-from edgedl.prepared import Prepared, Wanted, prepare
-from edgedl.records import Records
+from edgedl.data import given as data_given
+from edgedl.data import metrics, samples
+from edgedl.data import sources as data_sources
+from edgedl.data.image_inputs import Treatment
+from edgedl.data.images import Reading
+from edgedl.data.prepared import Prepared, Wanted, prepare
+from edgedl.data.records import Records
+from edgedl.training import teachers
 
 if TYPE_CHECKING:
     import torch
@@ -229,7 +233,7 @@ class Data(Task):
         """Raises `DataError`."""
         if not (self.uint8_input or self.channels_last):
             return net
-        from edgedl.entrance import Entrance, image
+        from edgedl.own.entrance import Entrance, image
 
         found, images = self._prepared, {}
         for index, (name, spec) in enumerate(found.inputs.items()):
@@ -308,7 +312,7 @@ class Data(Task):
         batch: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Divergence of the softened class probabilities where one of (N, classes) is chosen, else mean square."""
-        from edgedl.imitation import divergence
+        from edgedl.training.imitation import divergence
 
         chooses = self.measured_by == "agreement" or metrics.KINDS.get(self.measured_by) in ("classes", "marks")
         plain = chooses and len(self.outputs) == 1

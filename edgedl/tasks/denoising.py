@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat
 
-from edgedl import image_files, plugins, splits
+from edgedl import plugins
 from edgedl.core import Baseline, Batch, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.data import image_files, splits
 from edgedl.images import pixels
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from edgedl import image_files, road, splits
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.data import image_files, splits
 from edgedl.images import pixels
+from edgedl.synthetic import road
 
 if TYPE_CHECKING:
     import torch

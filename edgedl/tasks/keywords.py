@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from edgedl import speech, splits
 from edgedl.core import Batch, DataError, Split
+from edgedl.data import splits
+from edgedl.data.sound_files import fitted, of_split, sound
 from edgedl.images import Classification
-from edgedl.sound_files import fitted, of_split, sound
+from edgedl.synthetic import speech
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = "unknown", "silence"

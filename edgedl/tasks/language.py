@@ -86,7 +86,7 @@ class Language(Task):
         batch: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Divergence of the softened probabilities of each next character."""
-        from edgedl.imitation import divergence
+        from edgedl.training.imitation import divergence
 
         return divergence(outputs["logits"], taught["logits"], temperature)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from edgedl import mel, sound_files, splits
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.data import mel, sound_files, splits
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from edgedl import image_files, splits
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Split, Task, TensorSpec
-from edgedl.drawing import Chance, Shape, paint, pixel_centres
+from edgedl.data import image_files, splits
 from edgedl.images import pixels
+from edgedl.synthetic.drawing import Chance, Shape, paint, pixel_centres
 
 if TYPE_CHECKING:
     import torch

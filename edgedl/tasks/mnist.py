@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from edgedl import hub
 from edgedl.core import Batch, DataError, Split
+from edgedl.data.labelled_images import labelled_images
 from edgedl.images import Classification, labelled
 
 FILES = {
@@ -89,7 +89,7 @@ def _read_idx(folder: Path, name: str, num_dimensions: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _from_hub(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
-    return hub.labelled_images(
+    return labelled_images(
         "mnist",
         name,
         part,

@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from edgedl.core import Batch, Split
-from edgedl.drawing import Chance, Shape, paint, pixel_centres
 from edgedl.images import Classification
+from edgedl.synthetic.drawing import Chance, Shape, paint, pixel_centres
 
 NUM_IMAGES: dict[Split, int] = {"train": 10_000, "validation": 2_000, "test": 4_000}
 SEEDS: dict[Split, int] = {"train": 1, "validation": 2, "test": 3}
@@ -170,7 +170,7 @@ def _drawn(split: Split) -> tuple[np.ndarray, np.ndarray]:
 def _draw(strokes: tuple[Stroke, ...], chance: Chance) -> np.ndarray:
     """`CHUNK` images of one thing, (CHUNK, 3, 32, 32) uint8.
 
-    Only with what `edgedl.drawing` says is rounded alike everywhere, so that a pixel is the same byte on any machine.
+    Only with what `synthetic/drawing.py` says is rounded alike everywhere, so that a pixel is the same byte anywhere.
     """
 
     def number(low: float, high: float) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from edgedl import image_files
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, MissingPackage, Session, Split, Task, TensorSpec
+from edgedl.data import image_files
 from edgedl.images import pixels
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from pydantic import PositiveFloat
 
-from edgedl import splits
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
+from edgedl.data import splits
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from edgedl import files, sound_files, speech, splits
+from edgedl import files
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
-from edgedl.drawing import Chance
+from edgedl.data import sound_files, splits
+from edgedl.synthetic import speech
+from edgedl.synthetic.drawing import Chance
 
 if TYPE_CHECKING:
     import torch

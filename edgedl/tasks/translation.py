@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from edgedl import files, splits
+from edgedl import files
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
-from edgedl.number_words import PAIRS, Pair
+from edgedl.data import splits
+from edgedl.synthetic.number_words import PAIRS, Pair
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,7 @@ class Translation(Task):
         batch: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Divergence of the softened probabilities of each word, up to the end of the sentence."""
-        from edgedl.imitation import divergence
+        from edgedl.training.imitation import divergence
 
         counts = None if batch is None else batch["target"] != PADDING
         return divergence(outputs["logits"], taught["logits"], temperature, counts)

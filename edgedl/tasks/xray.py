@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from edgedl import data_files, image_files, splits
 from edgedl.core import Baseline, Batch, DataError, Metric, Session, Split
-from edgedl.drawing import Chance, paint, pixel_centres
+from edgedl.data import files as data_files
+from edgedl.data import image_files, splits
 from edgedl.images import Classification, labelled
+from edgedl.synthetic.drawing import Chance, paint, pixel_centres
 
 if TYPE_CHECKING:
     import torch

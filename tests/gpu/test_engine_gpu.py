@@ -14,8 +14,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgedl import benching, engine, gpu, passport, plugins
+from edgedl import benching, plugins
 from edgedl.core import Batch, ModelFileError, Target, UsageError
+from edgedl.nvidia import engine, gpu, passport
 
 if (no_gpu := gpu.why_no_gpu()) is not None:
     pytest.skip(f"needs an NVIDIA GPU: {no_gpu}", allow_module_level=True)

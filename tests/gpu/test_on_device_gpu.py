@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from edgedl import deploying, devices, on_device
+from edgedl import devices
 from edgedl.devices import Device
 from edgedl.devices.local import Local
-from edgedl.gpu import find_gpu, why_no_gpu
+from edgedl.nvidia.gpu import find_gpu, why_no_gpu
+from edgedl.remote import deploying, on_device
 from tests import made_run
 
 pytestmark = pytest.mark.skipif(find_gpu() is None, reason=f"needs an NVIDIA GPU: {why_no_gpu()}")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgedl import passport, plugins
+from edgedl import plugins
 from edgedl.core import Model, ModelFileError
+from edgedl.nvidia import passport
 from edgedl.quantize.simulate import Quantization
 from edgedl.targets.torch_tensorrt import TorchTensorRT
 

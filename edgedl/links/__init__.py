@@ -1,0 +1,1 @@
+"""How devices are reached: OpenSSH, adb, and the Pythons that run there."""

@@ -1,0 +1,1 @@
+"""What hangs together in a network, what it is worth, and how it is cut out."""

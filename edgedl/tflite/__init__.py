@@ -1,0 +1,1 @@
+""".tflite files: run, looked into, and edited behind the converter."""
