@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import table
+from benchmarks.rows import measured_on
 from edgedl import plugins
 from edgedl import recipe as recipes
 from edgedl.core import Part
@@ -45,7 +46,7 @@ def document(results: Mapping[str, Any]) -> str:
         "",
         "Each runs from start to finish with `edgedl compress --recipe NAME`, on data that needs no download. Figures "
         "are of the exported files over the whole test set, here those of the target that gains most; measured on "
-        f"{results['device']['name']} with `python -m benchmarks.families`.",
+        f"{measured_on(results, 'recipe')} with `python -m benchmarks.families`.",
         "",
         *table.as_table(GLANCE, [_glance(recipe, rows.get(recipe.name)) for recipe in found]),
     ]

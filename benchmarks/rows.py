@@ -23,17 +23,33 @@ def read(file: Path) -> list[Row]:
 
 
 def write(file: Path, rows: Sequence[Row]) -> None:
-    """The rows, and what they were measured on."""
+    """The rows, and what they were measured on: the device of those that the file has; others say `on` which."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    before, device = read(file), local.describe()
+    placed = [row if row in before else row | {"on": device["name"]} for row in rows]
+    if any("on" not in row for row in placed):
+        device = json.loads(file.read_text())["device"]
+    for row in placed:
+        if row.get("on") == device["name"]:
+            del row["on"]
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"device": local.describe(), "rows": rows}, indent=1) + "\n")
+    partial.write_text(json.dumps({"device": device, "rows": placed}, indent=1) + "\n")
     partial.replace(file)
+
+
+def measured_on(results: Mapping[str, Any], name: str = "") -> str:
+    """The machine of a results file, and which rows, by their `name`, were measured on another."""
+    others: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        if "on" in row:
+            others.setdefault(row["on"], []).append(row[name])
+    told = [f"{', '.join(sorted(set(of)))} on {device}" for device, of in others.items()]
+    return " and ".join([results["device"]["name"], *told])
 
 
 def titled(title: str, file: Path) -> str:
     """What stands above the table of a results file: what it is, and what it was measured on."""
-    device = json.loads(file.read_text())["device"]
-    return f"# {title}\n\nMeasured on {device['name']}.\n\n"
+    return f"# {title}\n\nMeasured on {measured_on(json.loads(file.read_text()))}.\n\n"
 
 
 def say(line: str) -> None:

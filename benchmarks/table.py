@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, measured_on
 from edgedl import ladder
 from edgedl.report import words
 
@@ -37,8 +37,9 @@ def families(results: dict[str, Any]) -> str:
     """A line for every recipe and target, what does not ship and why, and what each recipe took."""
     rows: list[Row] = results["rows"]
     done = [row for row in rows if "failed" not in row]
+    device = measured_on(results, "recipe")
     about = (
-        f"Measured on {results['device']['name']}, one thread, batches of one, each recipe in a process of its own, "
+        f"Measured on {device}, one thread, batches of one, each recipe in a process of its own, "
         "nothing taken from earlier runs. Scores are of the exported files over the whole test set; of TensorRT's, "
         "which are built but cannot run there, onnxruntime scores the very ONNX file that the engine is made of. Drop: "
         "in the metric's unit, and as a share of the float score. Baseline: the score of an answer that takes no "
@@ -102,6 +103,7 @@ def zoo(results: dict[str, Any]) -> str:
         for target in targets
         if target["target"] in RUNTIMES and (found := _static(target))
     ]
+    device = measured_on(results, "architecture")
     about = (
         f"{len(rows)} architectures of `transformers`, small and trained for seconds on made-up tasks, so that nothing "
         f"is downloaded: {whole} go through every stage to files of every target. "
@@ -109,7 +111,7 @@ def zoo(results: dict[str, Any]) -> str:
         "static int8 files for LiteRT and onnxruntime repeat every int8 value of their simulation. dB: static int8 "
         "over the whole test split, against the float network that was quantized; of TensorRT-RTX's, onnxruntime "
         "answers by the file that the engine is made "
-        f"of. Measured on {results['device']['name']}, one thread, batches of one. Written by `benchmarks/zoo.py`."
+        f"of. Measured on {device}, one thread, batches of one. Written by `benchmarks/zoo.py`."
     )
     lines = ["# What public architectures survive", "", about, ""]
     cells = [
@@ -248,12 +250,12 @@ def _parting(found: Row) -> str:
 def markdown(results: dict[str, Any]) -> str:
     """First static int8 at a glance, then every file of every network."""
     rows: list[Row] = results["rows"]
-    device = results["device"]
     networks = _unique(row["network"] for row in rows)
+    device = measured_on(results, "network")
     lines = [
         "# Quantization: edgedl against the specialists",
         "",
-        f"Measured on {device['name']}, one thread, batches of one; seeds {_seeds(rows)}: means over "
+        f"Measured on {device}, one thread, batches of one; seeds {_seeds(rows)}: means over "
         "them, medians for times. Written by `benchmarks/table.py`.",
         "",
         "## Static int8 at a glance",
@@ -302,8 +304,9 @@ def pruning(results: dict[str, Any]) -> str:
         *(f"{it} speed-up" for it in RUNTIMES),
         "s",
     ]
+    device = measured_on(results, "network")
     about = (
-        f"Measured on {results['device']['name']}, one thread, batches of one; seeds {_seeds(rows)}: means over them, "
+        f"Measured on {device}, one thread, batches of one; seeds {_seeds(rows)}: means over them, "
         "medians for times. Speed-ups of float files over the whole network's; s: pruning and training."
     )
     return "\n".join(["# Pruning: edgedl against torch-pruning", "", about, "", *as_table(header, lines)]) + "\n"
@@ -318,8 +321,9 @@ def auto(results: dict[str, Any]) -> str:
         cells = [row["network"], str(row["seed"]), row["runtime"], row["auto"]["variant"], *_worth(row["auto"])]
         peer = row.get("peer")
         lines.append([*cells, Path(peer["file"]).stem if peer else NONE, *(_worth(peer) if peer else [NONE] * 4)])
+    device = measured_on(results, "network")
     about = (
-        f"Measured on {results['device']['name']}, one thread, batches of one. By hand: of all files of AI Edge "
+        f"Measured on {device}, one thread, batches of one. By hand: of all files of AI Edge "
         "Quantizer the fastest whose test score is within the limit, timed in turn with what `auto` ships; that "
         "was chosen without test samples. Speed-ups are over edgedl's float file; what would be slower is not shipped."
     )

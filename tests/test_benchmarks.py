@@ -29,8 +29,10 @@ from benchmarks import (
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.networks import LSTM, SUBJECTS, DigitRows, Subject
 from benchmarks.peers import edgedl as ours
+from benchmarks.rows import write
 from edgedl import files, recipe
 from edgedl.core import TensorSpec
+from edgedl.devices import local
 from edgedl.measure import evaluate
 from edgedl.models.cnn import CNN
 from edgedl.steps.prune import macs, sample
@@ -287,22 +289,30 @@ def test_the_table_of_families_says_what_ships_and_why_not():
 
 def test_a_recipe_is_run_again_only_if_it_failed_or_changed(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(families, "measured", lambda name, runs, limit: asked.append(name) or family(name))
+    monkeypatch.setattr(families, "measured", lambda name, *_: asked.append(name) or family(name) | {"seconds": 1})
     paths = {"--results": tmp_path / "families.json", "--document": tmp_path / "recipes.md", "--runs": tmp_path}
     options = [str(part) for pair in paths.items() for part in pair]
     names = ["cnn-int8", "mlp-int8", "lstm-int8"]
     rows = [family(), family("cnn-int8") | {"sha256": "of another text"}, family("lstm-int8") | {"failed": "why"}]
     rows.append(family("gru-int8"))
-    paths["--results"].write_text(json.dumps({"device": {}, "rows": [*rows, {"recipe": "no more there"}]}))
+    paths["--results"].write_text(json.dumps({"device": {"name": "old"}, "rows": [*rows, {"recipe": "gone"}]}))
     families.main(["--recipes", *names, *options])
     assert asked == ["cnn-int8", "lstm-int8"]
     kept = json.loads(paths["--results"].read_text())["rows"]
     assert [row["recipe"] for row in kept] == ["cnn-int8", "gru-int8", "lstm-int8", "mlp-int8"]
     assert not any("failed" in row for row in kept)
+    assert [row.get("on") for row in kept] == [local.name(), None, local.name(), None]
+    told = f"Measured on old and cnn-int8, lstm-int8 on {local.name()}, one thread"
+    assert told in paths["--results"].with_suffix(".md").read_text()
     assert "| mlp-int8 | tflite |" in paths["--results"].with_suffix(".md").read_text()
     assert "97.50% → 97.22%" in paths["--document"].read_text()
     families.main(["--recipes", *names, *options, "--fresh"])
     assert asked[2:] == names
+    results = json.loads(paths["--results"].read_text())
+    assert [row.get("on") for row in results["rows"]] == [local.name(), None, local.name(), local.name()]
+    write(paths["--results"], [row for row in results["rows"] if "on" in row])
+    results = json.loads(paths["--results"].read_text())
+    assert (results["device"]["name"], ["on" in row for row in results["rows"]]) == (local.name(), [False] * 3)
 
 
 def test_a_recipe_that_takes_too_long_is_ended_and_one_that_fails_says_why(tmp_path):
