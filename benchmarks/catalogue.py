@@ -18,8 +18,7 @@ from edgedl import plugins
 from edgedl import recipe as recipes
 from edgedl.core import Part
 from edgedl.recipe import Recipe
-from edgedl.report import words
-from edgedl.report.terminal import figure_changes
+from edgedl.report import lines, words
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "families.json"
@@ -95,7 +94,7 @@ def _details(recipe: Recipe, row: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _further(found: Mapping[str, Any]) -> str:
     """What the task reports besides the score."""
-    changes = figure_changes(*({"figures": found["figures"][key]} for key in ("float", "judged")))
+    changes = lines.figure_changes(*({"figures": found["figures"][key]} for key in ("float", "judged")))
     return f"{found['target']}: {', '.join(f'{name} {change}' for name, change in changes.items())}"
 
 

@@ -22,7 +22,7 @@ from edgedl.quantize.operators import NEAREST, OPERATORS
 from edgedl.quantize.qat import FakeQuantized
 from edgedl.quantize.schemes import AFFINE, SYMMETRIC
 from edgedl.quantize.simulate import Quantization, export_graph, simulate
-from edgedl.report import page, terminal
+from edgedl.report import lines, page, terminal
 from edgedl.run import read_report
 from edgedl.torch_session import TorchSession
 from tests import toys
@@ -326,7 +326,7 @@ def test_the_report_lists_them_with_module_line_and_share_of_time(finished):
 def test_terminal_and_page_tell_the_same(finished):
     report = read_report(finished.folder)
     (row,) = (row for row in report["rows"] if (row["variant"], row["target"]) == ("compressed", "tflite"))
-    said = terminal.float_ops_in_words(row)
+    said = lines.float_ops(row)
     assert said is not None
     assert "aten.cumsum.default of body.odd (" in said
     assert said.count(" % of the time") == 2
@@ -339,7 +339,7 @@ def test_terminal_and_page_tell_the_same(finished):
     beside = terminal.as_html(report | {"rows": [*report["rows"], *others]})  # of several forms one may have none
     assert " ".join(re.sub("<[^>]*>", "", beside).split()).count("aten.cumsum.default of body.odd") == 2
     older = {key: value for key, value in row.items() if key not in ("float_ops", "rewrites")}
-    assert terminal.float_ops_in_words(older) is terminal.rewrites_in_words(older) is None
+    assert lines.float_ops(older) is lines.rewrites(older) is None
 
 
 def test_refused_is_the_default_and_the_row_says_why(tmp_path):

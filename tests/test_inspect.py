@@ -19,7 +19,7 @@ from edgedl import inspecting
 from edgedl.cli.main import app
 from edgedl.core import ModelFileError
 from edgedl.nvidia import dla, engine
-from edgedl.report.terminal import accelerators_in_words
+from edgedl.report import lines
 from edgedl.tasks.cifar10 import Cifar10
 from edgedl.tasks.control import Control
 from edgedl.tasks.digits import Digits
@@ -257,11 +257,11 @@ def test_a_file_is_shown_as_a_table_and_as_json(tmp_path: Path) -> None:
     assert table.exit_code == 0
     for said in ("NHWC", "2 of 4", "L2_NORMALIZATION", "divides into 2 parts"):
         assert said in table.stdout
-    assert accelerators_in_words(row) == (
+    assert lines.accelerators(row) == (
         "LiteRT's GPU delegate would keep 2 of 4 operators, the largest of 2 parts, without L2_NORMALIZATION ×1 (the "
         "delegate does not have it)"
     )
-    assert accelerators_in_words(row | {"accelerators": [found | {"leaving": []}]}) is None
+    assert lines.accelerators(row | {"accelerators": [found | {"leaving": []}]}) is None
 
 
 def test_what_cannot_be_inspected_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from edgedl.core import MissingPackage, ModelFileError, TensorSpec
 from edgedl.nvidia import engine, gpu, passport
 from edgedl.nvidia.gpu import Gpu
 from edgedl.nvidia.passport import Passport
-from edgedl.report.terminal import engine_in_words
+from edgedl.report import lines
 from edgedl.targets.tensorrt import TensorRT
 from edgedl.targets.tensorrt_rtx import TensorRTRTX
 from edgedl.targets.tflite import TFLite
@@ -213,11 +213,11 @@ def test_how_an_engine_was_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     made = passport_of(ORIN, power_mode="MAXN")
     row = {"engine": engine._settings(made, cuda_graph=True, spin_wait=False)}
     assert row["engine"]["passport"]["gpu"] == "Orin"
-    assert engine_in_words(row) == (
+    assert lines.engine(row) == (
         "run as one CUDA graph, waiting asleep, with the copies from and to the host in the time; power mode 15W; its "
         "kernels were chosen in power mode MAXN, and it runs in 15W: build it again for it"
     )
-    assert engine_in_words({"engine": None}) is engine_in_words({}) is None
+    assert lines.engine({"engine": None}) is lines.engine({}) is None
 
 
 class Cuda:

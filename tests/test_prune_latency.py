@@ -23,7 +23,7 @@ from edgedl.core import Artifact, Model, ModelFileError, RecipeError, Target, Ta
 from edgedl.pruning import latency, latency_goal
 from edgedl.pruning.latency import LayerTable
 from edgedl.quantize.schemes import AFFINE
-from edgedl.report import terminal
+from edgedl.report import lines
 from edgedl.steps import prune
 from edgedl.steps.prune import Prune, num_parameters, sample
 from edgedl.training import loop
@@ -213,12 +213,12 @@ def test_a_goal_that_is_missed_is_told(paced):
     _, metrics = pruned(net, latency_ms=0.6, **fields)
     assert metrics["latency"]["reached"] is False
     assert abs(metrics["latency"]["reached_ms"] / 0.6 - 1) > 0.1
-    (line,) = terminal.missed_goals({"steps": [{"use": "prune", "metrics": metrics}]})
+    (line,) = lines.missed_goals({"steps": [{"use": "prune", "metrics": metrics}]})
     assert line.startswith(f"prune missed its goal of 0.600 ms on {PACED}, fp32: the file takes ")
     assert "by more than 10 %" in line
     _, metrics = pruned(net, latency_ms=0.9, **fields)
-    assert terminal.missed_goals({"steps": [{"use": "prune", "metrics": metrics}]}) == []
-    assert terminal.missed_goals({"steps": [{"use": "train", "metrics": {}}, {"use": "prune", "metrics": {}}]}) == []
+    assert lines.missed_goals({"steps": [{"use": "prune", "metrics": metrics}]}) == []
+    assert lines.missed_goals({"steps": [{"use": "train", "metrics": {}}, {"use": "prune", "metrics": {}}]}) == []
 
 
 def test_what_was_trained_is_measured_again(paced, monkeypatch):

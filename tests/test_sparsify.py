@@ -14,8 +14,8 @@ from edgedl import pipeline, recipe
 from edgedl.core import Model, RecipeError, Step, UsageError
 from edgedl.models.cnn import CNN
 from edgedl.quantize.simulate import Quantization, export_graph
+from edgedl.report import lines
 from edgedl.report.page import write_page
-from edgedl.report.terminal import sparsity_in_words
 from edgedl.run import read_report
 from edgedl.steps.distill import Distill
 from edgedl.steps.sparsify import Sparsify, two_of_four
@@ -258,7 +258,7 @@ def test_a_run_says_what_zeros_gain_and_steps_taken_from_it_keep_them(tmp_path):
     reference, sparse = report["rows"]
     assert sparse["size_bytes"] == pytest.approx(reference["size_bytes"], rel=0.02)
     assert sparse["gzip_bytes"] < 0.5 * reference["gzip_bytes"]
-    said = sparsity_in_words(report)
+    said = lines.sparsity(report)
     assert "75 % of compressed" in said
     assert f"{sparse['gzip_bytes'] / 1e3:.1f} kB (float {reference['gzip_bytes'] / 1e3:.1f} kB)" in said
     assert "Zero weights: 75 % of compressed" in write_page(report, report["folder"]).read_text()
@@ -277,7 +277,7 @@ def test_a_run_says_what_zeros_gain_and_steps_taken_from_it_keep_them(tmp_path):
 
 def test_a_report_without_zeros_says_nothing_of_them():
     report = {"parameters": {"float": {"count": 10, "macs": 5}, "compressed": {"count": 10, "zeros": 0}}, "rows": []}
-    assert sparsity_in_words(report) is None
+    assert lines.sparsity(report) is None
 
 
 def test_pruning_channels_afterwards_is_an_error_of_order():

@@ -48,7 +48,7 @@ def clean(
     from edgedl import housekeeping
     from edgedl.cli.show import print_json
     from edgedl.core import UsageError
-    from edgedl.report import terminal
+    from edgedl.report import numbers, terminal
 
     only = interrupted or (keep is None and older is None)
     found = housekeeping.runs(out)
@@ -60,10 +60,10 @@ def clean(
     if going and not (dry_run or yes):
         if not sys.stdin.isatty():
             raise UsageError(f"{len(going)} runs would be deleted: say --yes, or --dry-run to see which")
-        typer.confirm(f"Delete {len(going)} runs, {terminal.size(sum(run.size_bytes for run in going))}?", abort=True)
+        typer.confirm(f"Delete {len(going)} runs, {numbers.size(sum(run.size_bytes for run in going))}?", abort=True)
     deleted = [] if dry_run else [str(run.folder) for run in going if housekeeping.remove(run)]
     freed = sum(row["size_bytes"] for row in rows if row["run"] in deleted)
     if as_json:
         print_json([row | {"deleted": row["run"] in deleted} for row in rows])
     elif deleted:
-        typer.echo(f"deleted: {len(deleted)} runs, {terminal.size(freed)}")
+        typer.echo(f"deleted: {len(deleted)} runs, {numbers.size(freed)}")

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from edgedl.report.terminal import milliseconds, open_console
+from edgedl.report.numbers import milliseconds
+from edgedl.report.terminal import open_console
 
 Row = Mapping[str, Any]
 

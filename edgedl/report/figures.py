@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from edgedl import gate
 from edgedl.report import words
-from edgedl.report.terminal import milliseconds
+from edgedl.report.numbers import milliseconds
 
 LOG_FROM = 8.0
 """Values that differ by more than this factor get a logarithmic axis."""

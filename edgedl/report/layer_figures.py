@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from edgedl.report import words
 from edgedl.report.figures import MIN_ROWS, Figure, axis, finished, layout, plain
-from edgedl.report.terminal import share
+from edgedl.report.numbers import share
 
 BAR_PITCH = 13
 GAP = 12

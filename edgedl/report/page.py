@@ -15,27 +15,8 @@ from typing import TYPE_CHECKING, Any
 from edgedl import files, gate, plugins
 from edgedl.analysis import by_layer
 from edgedl.core import MissingPackage
-from edgedl.report import answered, exhibits, words
-from edgedl.report.terminal import (
-    accelerators_in_words,
-    conditions_in_words,
-    decoding_in_words,
-    device_agreement,
-    engine_in_words,
-    figure,
-    figure_changes,
-    float_ops_in_words,
-    graphs_in_words,
-    largest,
-    milliseconds,
-    missed_goals,
-    missing_figures,
-    other_sizes,
-    rewrites_in_words,
-    share,
-    size,
-    sparsity_in_words,
-)
+from edgedl.report import answered, exhibits, lines, words
+from edgedl.report.numbers import figure, milliseconds, share, size
 from edgedl.run import read_devices, read_report
 
 if TYPE_CHECKING:
@@ -86,7 +67,7 @@ class Group:
     @property
     def further(self) -> Mapping[str, str]:
         """What the task reports besides the score, float → judged."""
-        return figure_changes(self.reference, self.judged)
+        return lines.figure_changes(self.reference, self.judged)
 
     @property
     def shipped_file(self) -> str | None:
@@ -143,8 +124,8 @@ def _rendered(report: Mapping[str, Any], folder: Path) -> str:
         warnings=report.get("warnings", ()),  # which older runs lack
         exhibits=exhibits.read(folder),
         devices=read_devices(folder),
-        sparsity=sparsity_in_words(report),
-        missed=missed_goals(report),
+        sparsity=lines.sparsity(report),
+        missed=lines.missed_goals(report),
         calibrations=list(_calibrations(folder)),
         recipe_text=_recipe_text(folder),
     )
@@ -187,27 +168,27 @@ def filled(
         "heading": words.heading,
         "interval": words.interval,
         "agreement": words.agreement,
-        "conditions_in_words": conditions_in_words,
-        "device_agreement": device_agreement,
-        "other_sizes": other_sizes,
+        "conditions_in_words": lines.conditions,
+        "device_agreement": lines.device_agreement,
+        "other_sizes": lines.other_sizes,
         "settings": words.settings,
         "summary": words.summary,
         "share": share,
-        "graphs": graphs_in_words,
-        "decoding": decoding_in_words,
+        "graphs": lines.graphs,
+        "decoding": lines.decoding,
         "answers": answered.lines,
-        "float_ops": float_ops_in_words,
-        "rewrites": rewrites_in_words,
-        "accelerators": accelerators_in_words,
-        "engine": engine_in_words,
-        "largest": largest,
+        "float_ops": lines.float_ops,
+        "rewrites": lines.rewrites,
+        "accelerators": lines.accelerators,
+        "engine": lines.engine,
+        "largest": lines.largest,
     }
     try:
         return environment.get_template(template).render(
             **more,
             analysis=found,
             analysis_series=layer_figures.series(found) if found else {},
-            analysis_missing=missing_figures(found) if found else [],
+            analysis_missing=lines.missing_figures(found) if found else [],
             figures=figures,
             contents={name: figure.content for name, figure in figures.items()},
             date=words.date(folder),

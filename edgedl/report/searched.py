@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from edgedl import recipe as recipes
-from edgedl.report.terminal import NONE, four_digits, milliseconds, size, three_digits
+from edgedl.report.numbers import NONE, four_digits, milliseconds, size, three_digits
 
 if TYPE_CHECKING:
     from edgedl.search.study import Study, Trial

@@ -13,15 +13,8 @@ from rich.text import Text
 
 from edgedl.comparison import File, Group
 from edgedl.picking import Limit, Pick
-from edgedl.report.terminal import (
-    NONE,
-    STATUS_STYLE,
-    four_digits,
-    milliseconds,
-    open_console,
-    size,
-    three_digits,
-)
+from edgedl.report.numbers import NONE, four_digits, milliseconds, size, three_digits
+from edgedl.report.terminal import STATUS_STYLE, open_console
 
 MIN_WIDTH = 110
 """Columns of a terminal from which on a file's names stand beside each other."""

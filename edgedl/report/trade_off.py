@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from edgedl.report import words
 from edgedl.report.figures import LOG_FROM, Figure, axis, finished, layout, log_ticks, plain, steps
 from edgedl.report.labels import LETTER_WIDTH, LINE_HEIGHT, Box, Spot, place
-from edgedl.report.terminal import milliseconds, size
+from edgedl.report.numbers import milliseconds, size
 
 SYMBOLS = {"float": "circle", "compressed": "diamond"}
 OTHER_SYMBOLS = ("square", "triangle-up", "cross", "star")

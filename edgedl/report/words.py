@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedl import stats
-from edgedl.report.terminal import NONE, milliseconds
+from edgedl.report.numbers import NONE, milliseconds
 
 EXPORTER_MARKS = re.compile(r"^(fused )?(node_|serving_default_|tfl\.|__myl_)|((_token_\d+)|_nchwc|_myl\d+_\d+)+$")
 """What exporters and runtimes put around a name."""
