@@ -281,6 +281,15 @@ class Step(Part):
         """The form that it gives the network; None for a step that leaves it as it is, or chooses it later."""
         return None
 
+    def refused_by(self, target: Target) -> str | None:
+        """Why a target has no files of the form that it gives; None if it has."""
+        return None if self.form is None else target.refusal(self.form)
+
+    @property
+    def measures_on(self) -> Target | None:
+        """The target whose files it measures while it works, if there is one."""
+        return None
+
     def network(self, before: Network) -> Network:
         """What builds the network that it leaves: the one that was given, but for a step that starts another."""
         return before

@@ -144,8 +144,7 @@ class Recipe(BaseModel):
     @property
     def needed_targets(self) -> tuple[Target, ...]:
         """Those to build for, and those that a step measures on."""
-        found = (getattr(step, "target", None) for step in self.steps)
-        return (*self.targets, *(target for target in found if isinstance(target, Target)))
+        return (*self.targets, *(target for step in self.steps if (target := step.measures_on) is not None))
 
     def network_after(self, index: int) -> Network:
         """What builds the network that a step leaves, in its full width."""
@@ -201,9 +200,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _targets_have_the_form(self) -> Recipe:
         for step in self.steps:
-            size = getattr(step, "group_size", None)
-            refusals = [target.refusal(step.form, size) for target in self.targets if step.form is not None]
-            if refusal := next(filter(None, refusals), None):
+            if refusal := next(filter(None, map(step.refused_by, self.targets)), None):
                 raise ValueError(f"{refusal}; change step {step.label}, or leave the target out")
         return self
 

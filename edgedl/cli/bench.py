@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from edgedl.cli.show import JsonLines, Quiet
-
-if TYPE_CHECKING:
-    from edgedl.bench.loads import Asked
 
 MOST = 65536
 """Of a batch's samples, or of threads."""
@@ -57,7 +54,10 @@ def bench(
     from edgedl import recipe as recipes
     from edgedl.bench.loads import Asked
     from edgedl.cli.show import check_one_form, print_json
+    from edgedl.core import UsageError
+    from edgedl.remote import on_device
     from edgedl.report import answered, terminal
+    from edgedl.run import find_finished
 
     check_one_form(as_json, json_lines)
     if math.isnan(sustained):
@@ -68,8 +68,19 @@ def bench(
     if not on and len(files) == 1 and _is_run(files[0], out):
         on = ["local"]
     if on:
-        given = bool(vs or recipe or target or operators or (counts != (1,) and not sweep))
-        _on_devices(files, on, out, seconds, as_json, json_lines, quiet, given, asked)
+        if len(files) > 1 or vs or recipe or target or operators or (counts != (1,) and not sweep):
+            raise UsageError(
+                "a run, as --on takes one, has task, files and threads itself: leave out --vs, --recipe, --target, "
+                "--operators and --threads (but for --batches, or several)"
+            )
+        folder = find_finished(str(files[0]), out)
+        with progress.display(quiet or json_lines), progress.diverted(Path(os.devnull)):
+            found, failed = on_device.bench_all(folder, on, seconds, asked)
+        if found:
+            _show(folder, found, as_json, json_lines)
+        if failed:
+            raise type(failed[0])("; ".join(dict.fromkeys(map(str, failed))))
+        progress.emit("finished", exit_status=0, folder=str(folder))
         return
 
     task = recipes.load(recipe).task if recipe else None
@@ -95,48 +106,6 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 def _is_run(path: Path, out: Path) -> bool:
     """Whether a finished run is meant, by its folder or its recipe's name, and not a file."""
     return (path / "report.json").is_file() or (not path.exists() and not path.suffix and (out / path).is_dir())
-
-
-def _on_devices(
-    runs: list[Path],
-    on: list[str],
-    out: Path,
-    seconds: float,
-    as_json: bool,
-    json_lines: bool,
-    quiet: bool,
-    given: bool,
-    asked: Asked,
-) -> None:
-    """A run's files on one device after another; one that fails does not keep the others from it."""
-    from edgedl import devices, progress
-    from edgedl.core import EdgedlError, UsageError
-    from edgedl.remote import on_device
-    from edgedl.run import find_finished
-
-    if len(runs) > 1 or given:
-        raise UsageError(
-            "a run, as --on takes one, has task, files and threads itself: leave out --vs, --recipe, --target, "
-            "--operators and --threads (but for --batches, or several)"
-        )
-    for where in on:
-        devices.check(where)
-    folder = find_finished(str(runs[0]), out)
-    found: list[dict[str, Any]] = []
-    failed: list[EdgedlError] = []
-    with progress.display(quiet or json_lines), progress.diverted(Path(os.devnull)):
-        for where in on:
-            try:
-                found.append(on_device.bench(folder, where, seconds, asked))
-                for row in found[-1]["rows"]:
-                    progress.emit("row", row={key: value for key, value in row.items() if key != "operators"})
-            except EdgedlError as error:
-                failed.append(error)
-    if found:
-        _show(folder, found, as_json, json_lines)
-    if failed:
-        raise type(failed[0])("; ".join(dict.fromkeys(map(str, failed))))
-    progress.emit("finished", exit_status=0, folder=str(folder))
 
 
 def _show(folder: Path, found: list[dict[str, Any]], as_json: bool, json_lines: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from edgedl import __version__, devices, files, progress, recipe
 from edgedl.bench import end_to_end
 from edgedl.bench.loads import NOTHING, Asked
-from edgedl.core import Bench, TargetError, Task, UsageError
+from edgedl.core import Bench, EdgedlError, TargetError, Task, UsageError
 from edgedl.devices import Device
 from edgedl.links.said import plain
 from edgedl.remote import answers, benchmarked, device_rows, runner, sending
@@ -23,6 +23,28 @@ from edgedl.remote.sending import JOB, RUNNER, Sent, left_out
 from edgedl.run import DEVICES_SCHEMA, looked_into, read_devices, read_report
 
 RESULT = "result.json"
+
+
+def bench_all(
+    folder: Path, on: Sequence[str], seconds: float, asked: Asked = NOTHING
+) -> tuple[list[dict[str, Any]], list[EdgedlError]]:
+    """`bench` on one device after another; returns what each answered, and what has failed: no other waits for that.
+
+    Raises `UsageError` where one of them is none.
+    """
+    for where in on:
+        devices.check(where)
+    found: list[dict[str, Any]] = []
+    failed: list[EdgedlError] = []
+    for where in on:
+        try:
+            found.append(bench(folder, where, seconds, asked))
+        except EdgedlError as error:
+            failed.append(error)
+        else:
+            for row in found[-1]["rows"]:
+                progress.emit("row", row={key: value for key, value in row.items() if key != "operators"})
+    return found, failed
 
 
 def bench(folder: Path, where: str, seconds: float, asked: Asked = NOTHING) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from edgedl import plugins
 from edgedl.analysis.counting import macs, num_parameters
-from edgedl.core import Graph, MissingPackage, Model, Task, UsageError
+from edgedl.core import Graph, MissingPackage, Model, Target, Task, UsageError
 from edgedl.pruning import structure
 from edgedl.pruning.blocks import Block, find_again
 from edgedl.pruning.importance import IMPORTANCES, paired, score
@@ -87,6 +87,10 @@ class Prune(TaughtStep):
         if self.latency_ms is None and (self.target is not None or self.precision != "fp32"):
             raise ValueError("target and precision belong to latency_ms")
         return self
+
+    @property
+    def measures_on(self) -> Target | None:
+        return self.target
 
     def apply(self, model: Model, task: Task) -> Model:
         """Raises `MissingPackage`, and `UsageError` where nothing can be removed or the goal cannot be reached."""

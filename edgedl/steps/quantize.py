@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from edgedl import plugins
-from edgedl.core import Graph, Model, Task, graphs_of
+from edgedl.core import Graph, Model, Target, Task, graphs_of
 from edgedl.training.learning import Share, TaughtStep
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ class Quantize(TaughtStep):
     def form(self) -> Form | None:
         forms = FORMS[self.precision, self.method]
         return forms[0] if len(forms) == 1 else None
+
+    def refused_by(self, target: Target) -> str | None:
+        return None if self.form is None else target.refusal(self.form, self.group_size)
 
     def refusal(self, graphs: Mapping[str, Graph]) -> str | None:
         if self.method == "qat":
