@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,6 +88,11 @@ def filled_folder(folder: Path) -> Iterator[Path]:
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def cache_folder(part: str) -> Path:
+    """Where a part of edgedl keeps what it can make again. Raises `RuntimeError` where a person has no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgedl" / part
 
 
 def make_executable(file: Path) -> None:

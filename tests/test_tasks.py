@@ -102,13 +102,16 @@ def digest(task: Task) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_another_process_has_the_same_data(task):
+def test_another_process_has_the_same_data(task, tmp_path):
+    """One that has to make it: nothing is in its cache."""
     program = (
         "import sys; from edgedl import plugins; from tests.test_tasks import digest;"
         " print(digest(plugins.load('tasks', sys.argv[1]).model_validate_json(sys.argv[2])))"
     )
     command = [sys.executable, "-c", program, task.use, task.model_dump_json()]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    variables = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    here = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [digest(task)], done.stderr
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -169,7 +168,7 @@ class LayerTable:
             "versions": _versions(target),
         }
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
-        self.file = (folder or cache_folder()) / f"{digest}.json"
+        self.file = (folder or files.cache_folder("latency")) / f"{digest}.json"
         self.points: dict[str, list[list[float]]] = {}
         self.fits: dict[str, np.ndarray] = {}
         try:
@@ -288,11 +287,6 @@ class Deployment:
         session = self.target.open(Path(file))
         self.stack.callback(session.close)
         return session, measure.sample(task, session)
-
-
-def cache_folder() -> Path:
-    """Where tables are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgedl" / "latency"
 
 
 def _grid(layer: Layer, shrinking: Collection[tuple[str, str]]) -> list[tuple[int, int]]:

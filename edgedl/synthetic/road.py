@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgedl.synthetic.drawing import Chance, Shape, paint, pixel_centres
+from edgedl.synthetic.kept import kept
 
 KINDS = ("vehicle", "pedestrian", "sign")
 NUM_THINGS = 5
@@ -84,6 +85,10 @@ def draw(num: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         things[index, (seen < LEAST_PIXELS) | (seen < LEAST_VISIBLE * sizes[index])] = -1
     canvas = canvas * number(0.5, 1.0)[:, None] + chance(-0.06, 0.06, *canvas.shape)
     return np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8), things.transpose(1, 0, 2)
+
+
+drawn = kept(draw)
+"""As `draw`, from the cache where it has been drawn before."""
 
 
 def _fill(

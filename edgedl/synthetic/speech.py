@@ -13,6 +13,7 @@ import numpy as np
 
 from edgedl.data import mel
 from edgedl.synthetic.drawing import Chance
+from edgedl.synthetic.kept import kept
 
 RATE = 16_000
 """Samples a second."""
@@ -175,6 +176,12 @@ def log_mel(sounds: np.ndarray, hop: int, mels: int) -> np.ndarray:
         spectra = np.abs(np.fft.rfft(pieces * window, 512)) ** 2
         found.append(np.log10(spectra @ bands / WINDOW + FLOOR).astype(np.float32))
     return np.concatenate(found) / 2.5 + 1
+
+
+@kept
+def heard(utterances: Sequence[Sequence[str]], seconds: float, seed: int, hop: int, mels: int) -> tuple[np.ndarray]:
+    """What `log_mel` makes of what `speak` says, (N, frames, mels) float32, alone in a tuple."""
+    return (log_mel(speak(utterances, seconds, seed), hop, mels),)
 
 
 def num_frames(samples: int, hop: int) -> int:

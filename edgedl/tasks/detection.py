@@ -241,7 +241,7 @@ def boxed(picture: np.ndarray, things: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=len(SEEDS))
 def _drawn(split: Split, size: int) -> Pictures:
-    return road.draw(NUM_PICTURES[split], size, SEEDS[split])
+    return road.drawn(NUM_PICTURES[split], size, SEEDS[split])
 
 
 @lru_cache(maxsize=4)

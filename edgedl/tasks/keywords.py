@@ -90,7 +90,8 @@ def _spoken(words: tuple[str, ...], mels: int, split: Split) -> Sounds:
     said = [
         (*((word,) for word in words), (others[index % len(others)],), ())[label] for index, label in enumerate(labels)
     ]
-    return speech.log_mel(speech.speak(said, 1.0, SEEDS[split]), HOP, mels), labels
+    (frames,) = speech.heard(said, 1.0, SEEDS[split], HOP, mels)
+    return frames, labels
 
 
 @lru_cache(maxsize=4)

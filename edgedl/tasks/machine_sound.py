@@ -12,6 +12,7 @@ from pydantic import Field
 
 from edgedl.core import Baseline, Batch, DataError, Exhibit, Metric, Session, Split, Task, TensorSpec
 from edgedl.data import mel, sound_files, splits
+from edgedl.synthetic.kept import kept
 
 if TYPE_CHECKING:
     import torch
@@ -173,9 +174,16 @@ def _read(folder: str, split: Split, num_bands: int) -> Clips:
 
 @lru_cache(maxsize=4)
 def _drawn(split: Split, num_bands: int) -> Clips:
-    rng, num = np.random.default_rng(SEEDS[split]), NUM_CLIPS[split]
-    faulty = [split != "train" and index % 2 == 1 for index in range(num)]
-    return _cut([mel.log_mel(_clip(rng, fault), RATE, num_bands) for fault in faulty], faulty)
+    faulty = [split != "train" and index % 2 == 1 for index in range(NUM_CLIPS[split])]
+    (clips,) = _heard(faulty, SEEDS[split], num_bands)
+    return _cut(list(clips), faulty)
+
+
+@kept
+def _heard(faulty: Sequence[bool], seed: int, num_bands: int) -> tuple[np.ndarray]:
+    """Frames (N, frames, bands) of clips of sound and faulty machines."""
+    rng = np.random.default_rng(seed)
+    return (np.stack([mel.log_mel(_clip(rng, fault), RATE, num_bands) for fault in faulty]),)
 
 
 def _clip(rng: np.random.Generator, faulty: bool) -> np.ndarray:

@@ -164,7 +164,7 @@ def _spoken(seconds: float, hop: int, mels: int, split: Split) -> Utterances:
     num, chance = NUM_STRINGS[split], Chance(SEEDS[split])
     lengths, digits = chance(1, LONGEST + 1, num).astype(int), chance(0, len(DIGITS), num, LONGEST).astype(int)
     said = [[DIGITS[digit] for digit in row[:length]] for row, length in zip(digits, lengths, strict=True)]
-    frames = speech.log_mel(speech.speak(said, seconds, SEEDS[split] + 10), hop, mels)
+    (frames,) = speech.heard(said, seconds, SEEDS[split] + 10, hop, mels)
     return frames, [" ".join(words) for words in said]
 
 

@@ -15,6 +15,7 @@ from edgedl.data import files as data_files
 from edgedl.data import image_files, splits
 from edgedl.images import Classification, labelled
 from edgedl.synthetic.drawing import Chance, paint, pixel_centres
+from edgedl.synthetic.kept import kept
 
 if TYPE_CHECKING:
     import torch
@@ -150,8 +151,13 @@ def _classes(root: Path) -> list[Path]:
 
 @lru_cache(maxsize=2)
 def _drawn(size: int, part: str) -> tuple[np.ndarray, np.ndarray]:
+    return _chests(NUM_IMAGES[part], size, SEEDS[part])
+
+
+@kept
+def _chests(num: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, size, size) uint8 and labels (N,), every other one with a lesion."""
-    num, chance, (x, y) = NUM_IMAGES[part], Chance(SEEDS[part]), pixel_centres(size)
+    chance, (x, y) = Chance(seed), pixel_centres(size)
     labels = np.arange(num, dtype=np.uint8) % 2
 
     def number(low: float, high: float) -> np.ndarray:
