@@ -6,20 +6,15 @@ import copy
 import dataclasses
 import hashlib
 import inspect
-import io
-import logging
-import os
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from traceback import FrameSummary as Frame
 from typing import TYPE_CHECKING, Any
 
 from edgedl import dimensions, plugins, stats
-from edgedl.core import Dimension, Network, Task, TensorSpec, UsageError
-from edgedl.dimensions import Dynamic
+from edgedl.core import Network, Task, TensorSpec, UsageError
+from edgedl.own.export import program_of
+from edgedl.own.told import class_of, described, explained, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +28,6 @@ SOURCES = (
 )
 ENDINGS = {".pt2": "exported", ".onnx": "onnx-file", ".keras": "keras-file"}
 WEIGHTS_ONLY = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
-RECURRENT = str(Path("torch", "nn", "modules", "rnn.py"))
 SAME_DB = 60.0
 """Float kernels may sum in another order at another size."""
 NUM_SAMPLES = 2
@@ -77,14 +71,14 @@ def adapted(net: nn.Module, task: Task) -> nn.Module:
     own = _copied(net)
     names = _keywords(own, task)
     inputs = _example(task)
-    with _explained(own, inputs):
+    with explained(own, inputs):
         found = _run(own, inputs, names)
     _check_weights(own)
     picked = _picked(found, task)
     for name, tensor in picked.items():
         if tensor.ndim == 0 or len(tensor) != NUM_SAMPLES:
             raise UsageError(
-                f"{_class(own)}: output {name} for {NUM_SAMPLES} samples has the shape {tuple(tensor.shape)}; "
+                f"{class_of(own)}: output {name} for {NUM_SAMPLES} samples has the shape {tuple(tensor.shape)}; "
                 "its first dimension has to be that of samples"
             )
     plain = names is None or list(names) == list(inspect.signature(own.forward).parameters)[: len(names)]
@@ -93,7 +87,7 @@ def adapted(net: nn.Module, task: Task) -> nn.Module:
         if plain and _is_plain(own, inputs, len(picked))
         else _adapter()(own, names, tuple(task.outputs), tuple(picked))
     )
-    program = _exported(net, own, inputs, task.dynamic)
+    program = program_of(net, own, inputs, task.dynamic)
     for sizes in dimensions.to_try(task.dynamic):
         _check_size(net, own, program, task, sizes)
     return net
@@ -101,7 +95,7 @@ def adapted(net: nn.Module, task: Task) -> nn.Module:
 
 def exported(net: nn.Module, task: Task) -> torch.export.ExportedProgram:
     """What `torch.export` makes of a module that `adapted` made, for any number of samples."""
-    return _exported(net, net, _example(task), task.dynamic)
+    return program_of(net, net, _example(task), task.dynamic)
 
 
 def outputs_of(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -114,7 +108,7 @@ def outputs_of(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, 
     own = _copied(net)
     parameters = _parameters(own)
     names = tuple(inputs) if all(name in parameters for name in inputs) else None
-    with _explained(own, inputs):
+    with explained(own, inputs):
         return _named(_run(own, inputs, names))
 
 
@@ -164,7 +158,7 @@ def _copied(net: nn.Module) -> nn.Module:
         own = copy.deepcopy(net)
     except Exception as error:  # whatever a person's attributes raise
         raise UsageError(
-            f"{_class(net)} cannot be copied: {_one_line(error)}; keep tensors in parameters and buffers, and files, "
+            f"{class_of(net)} cannot be copied: {one_line(error)}; keep tensors in parameters and buffers, and files, "
             "locks and results of other modules out of attributes"
         ) from error
     for module in own.modules():
@@ -194,7 +188,7 @@ def _keywords(net: nn.Module, task: Task) -> tuple[str, ...] | None:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         ]
         raise UsageError(
-            f"{_class(net)}.forward takes {', '.join(wanted) or 'nothing'}, and task {task.label} has "
+            f"{class_of(net)}.forward takes {', '.join(wanted) or 'nothing'}, and task {task.label} has "
             f"{', '.join(inputs)}: {error}"
         ) from error
     return names
@@ -222,41 +216,6 @@ def _run(net: nn.Module, inputs: Mapping[str, torch.Tensor], names: tuple[str, .
 
     with torch.no_grad():
         return net(*inputs.values()) if names is None else net(**{name: inputs[name] for name in names})
-
-
-@contextmanager
-def _explained(net: nn.Module, inputs: Mapping[str, torch.Tensor], then: str = "") -> Iterator[None]:
-    """Makes one line of whatever a first run raises: which layer, and what it was given; `then` ends it."""
-    import torch
-
-    entered: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
-
-    def enter(path: str) -> Callable[..., None]:
-        return lambda module, given: entered.append((path, module, given))
-
-    def leave(module: nn.Module, given: Any, result: Any) -> None:
-        entered.pop()
-
-    hooks = []
-    for path, module in net.named_modules():
-        hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # it is a person's code, which may raise anything
-        path, module, given = entered[-1] if entered else ("", net, ())
-        where = ""
-        if path:
-            shapes = ", ".join(str(tuple(value.shape)) for value in given if isinstance(value, torch.Tensor))
-            where = f" in layer {path}, {_short(module)}, which was given {shapes or 'no tensor'}"
-        said = ", ".join(f"{name} {tuple(tensor.shape)} {_dtype(tensor)}" for name, tensor in inputs.items())
-        raise UsageError(
-            f"{_class(net)} does not take {said}: {_one_line(error)}{where}{_line_of(error)}{then}"
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _named(result: Any) -> Named:
@@ -292,7 +251,7 @@ def _picked(result: Any, task: Task) -> Named:
     """The task's outputs, under the names that the module has for them, in the task's order."""
     found, wanted = _named(result), tuple(task.outputs)
     if not found:
-        raise UsageError(f"the network returns {_described(result)}, and no floating tensor for {', '.join(wanted)}")
+        raise UsageError(f"the network returns {described(result)}, and no floating tensor for {', '.join(wanted)}")
     if not wanted:
         return found
     if all(name in found for name in wanted):
@@ -348,79 +307,9 @@ def _check_weights(net: nn.Module) -> None:
             bad = tensor.isnan() if kind == "buffer" else ~tensor.isfinite()  # masks hold infinities
             if bad.any():
                 raise UsageError(
-                    f"{_class(net)}: {kind} {name} {tuple(tensor.shape)}: {int(bad.sum())} of {bad.numel()} values "
+                    f"{class_of(net)}: {kind} {name} {tuple(tensor.shape)}: {int(bad.sum())} of {bad.numel()} values "
                     "are not finite; training must have diverged, or the file is damaged"
                 )
-
-
-def _exported(
-    net: nn.Module, own: nn.Module, inputs: Mapping[str, torch.Tensor], named: Dynamic
-) -> torch.export.ExportedProgram:
-    """Raises `UsageError` where PyTorch cannot export a module for any number of samples, as files are made.
-
-    And where it cannot for any size of the dimensions that are `named`.
-    """
-    try:
-        return _program(net, inputs, named)
-    except Exception as error:  # of a dozen kinds, some of them a person's own
-        said = f"{_class(own)} cannot be exported"
-        for name, one in dimensions.by_name(named).items():
-            where = _where_fixed(net, inputs, _only(named, name))
-            if where is not None:
-                raise UsageError(f"{said} for any {name}: {_why_fixed(where, one)}") from error
-        raise UsageError(f"{said}: {_reason(error)}{_line_of(error)}") from error
-
-
-def _where_fixed(net: nn.Module, inputs: Mapping[str, torch.Tensor], named: Dynamic) -> list[Frame] | None:
-    """The stack where an export takes a dimension for a fixed one; None where it does not.
-
-    PyTorch raises only when it is through; what it notes on its way, it notes where it happens.
-    """
-    found: list[list[Frame]] = []
-
-    class Noting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith("set_replacement"):
-                found.append(list(traceback.extract_stack()))
-
-    logger, handler = logging.getLogger("torch.fx.experimental.symbolic_shapes"), Noting()
-    before = logger.handlers, logger.level, logger.propagate
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
-    try:
-        _program(net, inputs, named)
-    except Exception as error:  # the same as the first time
-        fixed = "specialized" in str(error) or "Constraints violated" in str(error)
-        return (found or [[]])[0] if fixed else None
-    finally:
-        logger.handlers, _, logger.propagate = before
-        logger.setLevel(before[1])
-    return None
-
-
-def _why_fixed(where: Sequence[Frame], one: Dimension) -> str:
-    if any(frame.filename.endswith(RECURRENT) for frame in where):
-        what = f"PyTorch exports an LSTM or GRU for one number of steps, here {one.size}{_line_in(where)}"
-        return f"{what}; leave {one.name} out of dynamic, or use convolutions or attention in its place"
-    return (
-        f"its forward takes that for a fixed {one.size}{_line_in(where)}; compute with sizes of tensors, such as "
-        f"x.shape[1] or -1, instead of numbers, or leave {one.name} out of dynamic"
-    )
-
-
-def _program(net: nn.Module, inputs: Mapping[str, torch.Tensor], named: Dynamic) -> torch.export.ExportedProgram:
-    import torch
-
-    dynamic = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    for name, tensor in inputs.items():
-        dynamic[tensor] = dict.fromkeys((0, *named.get(name, {})), torch.export.Dim.DYNAMIC)
-    copied = copy.deepcopy(net)
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # whole graphs are printed there
-        return torch.export.export(copied, tuple(inputs.values()), dynamic_shapes=dynamic)  # type: ignore[arg-type]
-
-
-def _only(named: Dynamic, dimension: str) -> Dynamic:
-    return {name: {axis: one for axis, one in axes.items() if one.name == dimension} for name, axes in named.items()}
 
 
 def _check_size(
@@ -428,73 +317,15 @@ def _check_size(
 ) -> None:
     """Raises `UsageError` where a module does not take its inputs at these sizes, or its export answers otherwise."""
     inputs, words = _example(task, sizes), dimensions.in_words(sizes)
-    with _explained(own, inputs, f", at {words}: say in dynamic which sizes it takes, such as length:8-64"):
+    with explained(own, inputs, f", at {words}: say in dynamic which sizes it takes, such as length:8-64"):
         wanted = list(_named(_run(net, inputs, None)).values())
     try:
         found = list(_named(_run(program.module(check_guards=False), inputs, None)).values())
     except Exception as error:  # whatever an operator says of a size that is fixed in it
-        raise UsageError(f"{_class(own)}: exported, it does not run at {words}: {_one_line(error)}") from error
+        raise UsageError(f"{class_of(own)}: exported, it does not run at {words}: {one_line(error)}") from error
     for one, other in zip(wanted, found, strict=True):
         if one.shape != other.shape or stats.sqnr_db(one.numpy(), other.numpy()) < SAME_DB:
             raise UsageError(
-                f"{_class(own)}: exported, it answers otherwise at {words} than by itself, so that its forward must "
+                f"{class_of(own)}: exported, it answers otherwise at {words} than by itself, so that its forward must "
                 "keep a size that is not computed from its inputs; mend that, or leave it out of dynamic"
             )
-
-
-def _reason(error: Exception) -> str:
-    said, kind = str(error), type(error).__name__
-    if "DataDependent" in kind or "data-dependent" in said or "data dependent" in said:
-        return (
-            "what its forward does depends on values of tensors (an if, a loop, item() or a comparison), which a file "
-            "cannot; write it with torch.where, masks, or fixed counts"
-        )
-    if "ConstraintViolation" in kind or "specialized" in said or "Constraints violated" in said:
-        return (
-            "its forward takes the number of samples for a fixed one; reshape with x.shape[0] or -1, not with a number"
-        )
-    if ".numpy()" in said:
-        return "a part of it computes outside PyTorch, in numpy, where no export can follow; write it with torch"
-    return _one_line(error)
-
-
-def _line_of(error: Exception) -> str:
-    """Where in a person's code it was, if anywhere."""
-    return _line_in(traceback.extract_tb(error.__traceback__))
-
-
-def _line_in(stack: Sequence[Frame]) -> str:
-    """The innermost line of a person's code, if there is any."""
-    here = (str(Path(__file__).parents[1]), str(Path(inspect.getfile(dataclasses)).parent))
-    frames = [
-        frame
-        for frame in stack
-        if not frame.filename.startswith((*here, "<")) and f"{os.sep}torch{os.sep}" not in frame.filename
-    ]
-    if not frames:
-        return ""
-    return f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
-
-
-def _one_line(error: Exception) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}{f': {said[:300]}' if said else ''}"
-
-
-def _described(result: Any) -> str:
-    import torch
-
-    return f"a {_dtype(result)} tensor" if isinstance(result, torch.Tensor) else f"a {type(result).__name__}"
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _class(net: nn.Module) -> str:
-    return type(net).__name__
-
-
-def _short(module: nn.Module) -> str:
-    said = str(module)
-    return type(module).__name__ if "\n" in said else said
