@@ -30,6 +30,7 @@ from edgedl.search.workers import Event, Job, Processes
 from tests.test_cli import run_in, the_line
 
 RECIPE = """
+seed = 4
 task = { use = "digits" }
 model = { use = "mlp", widths = [32, 16] }
 steps = [
@@ -248,8 +249,7 @@ def test_figures_are_those_of_the_very_files_and_drops_count_from_the_first_floa
         float_row, *_, row = read_report(searched_in / one.result["run"])["rows"]
         assert float_row["sha256"] == first["rows"][0]["sha256"]
         assert (one.figures.value("score"), one.figures.value("size")) == (row["score"], row["size_bytes"])
-        latency = row["latency_ms"]["median"] * pace / float_row["latency_ms"]["median"]
-        assert one.figures.value("latency") == pytest.approx(latency)
+        assert one.figures.value("latency") == pytest.approx(pace / row["speedup"]["median"])
         assert one.figures.value("drop") == pytest.approx(written - row["score"])
 
 
@@ -340,8 +340,28 @@ def test_latencies_are_those_of_the_machine_as_it_was_in_the_first_trial(tmp_pat
     study = study_in(tmp_path)
     study.tell(study.ask().number, come_of(0))
     for digest, expected in ("float", 0.5), ("that of another network", 1.0):
-        slowed = {**come_of(1), "yardstick": {"sha256": digest, "latency": 4.0}}
+        slowed = {**come_of(1), "yardstick": {"sha256": digest, "latency": 3.1}}  # medians may be of unlike minutes
+        slowed["figures"] |= {"speedup": 4.0}
         assert study.tell(study.ask().number, slowed).figures.value("latency") == expected
+
+
+def test_the_first_trials_are_like_what_is_written(tmp_path):
+    text = searched(
+        '"steps.prune.ratio" = { low = 0.1, high = 0.9 }\n"steps.prune.importance" = ["taylor", "l1", "l2"]\n'
+        '"steps.train.epochs" = { low = 2, high = 10, step = 4 }\n'
+        '"steps.train.lr" = { low = 1e-4, high = 1.0, log = true }'
+    )
+    study = study_in(tmp_path, text=text)
+    for number in range(9):
+        study.tell(study.ask().number, come_of(number))
+    written, *others = [one.values for one in study.trials()]
+    kept = [values["steps.prune.importance"] == written["steps.prune.importance"] for values in others]
+    assert 4 <= sum(kept) < 8
+    assert {values["steps.train.epochs"] for values in others} <= {2, 6, 10}
+    off = [abs(values["steps.prune.ratio"] - written["steps.prune.ratio"]) for values in others]
+    assert 0.03 < sum(off) / 8 < 0.2
+    assert all(1e-4 <= values["steps.train.lr"] <= 1 for values in others)
+    assert len({values["steps.train.lr"] for values in others}) == 8
 
 
 # What cannot come to anything

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
+import random
 import re
 import time
 import warnings
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
     import optuna
 
 STARTUP = 8
-"""So many trials by chance before the sampler has enough to go by."""
+"""So many trials like the recipe as it is written before the sampler has enough to go by."""
+SPREAD = 0.15
+"""How far those are from what is written: a standard deviation, as a share of the range."""
+SAME = 0.7
+"""The chance that of a list they have what is written."""
 SEEN = 250
 """So many of the latest trials the sampler goes by, twice as many for a while, and by the front: it takes its time."""
 MAX_REPEATS = 50
 """So many proposals in a row that were tried before: then all has been, or as good as."""
 UNMET = 1e6
 """Stands in the database for what is not known."""
-KEPT_AS = 3
+KEPT_AS = 4
 """The form in which trials are kept; those of an earlier one are another search."""
 SELDOM = 19
 """So many times as long as it took is waited until something is done again that is only for those who look on."""
@@ -210,16 +216,17 @@ class Study:
         return trial
 
     def _latency(self, result: Mapping[str, Any]) -> float | None:
-        """As it would be at the pace that the machine had in the first trial, by the float file that both measured.
+        """That of the first trial's float file over the speed-up against the same file, measured in turn with it.
 
-        Where its float file is another, as that of another network, it is what was measured.
+        So it does not matter how fast the machine was meanwhile. Where the float file is another, as that of another
+        network, it is what was measured.
         """
         latency: float | None = result["figures"]["latency"]
-        first = self._reference.result["yardstick"] if self._reference else result["yardstick"]
-        own = result["yardstick"]
-        if latency is None or not first["latency"] or not own["latency"] or first["sha256"] != own["sha256"]:
+        own, speedup = result["yardstick"], result["figures"].get("speedup")
+        first = self._reference.result["yardstick"] if self._reference else own
+        if latency is None or not speedup or not first["latency"] or first["sha256"] != own["sha256"]:
             return latency
-        return latency * float(first["latency"]) / float(own["latency"])
+        return float(first["latency"]) / float(speedup)
 
     def interrupt(self, number: int) -> None:
         """Ends a trial that has not finished; it is asked for again."""
@@ -258,13 +265,16 @@ class Study:
                 return waiting[0].values
         for repeats in range(MAX_REPEATS):
             seed = (self.goal.space.recipe.seed + 1_000_003 * len(self._known) + 7_919 * repeats) % 2**32
-            chance = optuna.samplers.RandomSampler(seed=seed)
-            model = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
-            self._sampler.sampler = chance if repeats else model
-            with _quiet():
-                asked = self._sampler.ask()
-                values = self.goal.space.sample(partial(_suggested, asked))
-                self._sampler.tell(asked, state=optuna.trial.TrialState.FAIL)
+            if len(self._known) <= STARTUP and 2 * repeats < MAX_REPEATS:
+                values = self.goal.space.sample(partial(_like, random.Random(seed), self._written))
+            else:
+                chance = optuna.samplers.RandomSampler(seed=seed)
+                model = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+                self._sampler.sampler = chance if repeats else model
+                with _quiet():
+                    asked = self._sampler.ask()
+                    values = self.goal.space.sample(partial(_suggested, asked))
+                    self._sampler.tell(asked, state=optuna.trial.TrialState.FAIL)
             if _text(values) not in self._values:
                 return values
         return None
@@ -391,6 +401,20 @@ class Seldom:
         ended = time.monotonic()
         self._next = ended + SELDOM * (ended - began)
         return True
+
+
+def _like(chance: random.Random, written: Values, path: str, found: Range | tuple[Any, ...]) -> Any:
+    """A value like the one that is written, which is a person's guess of what is good."""
+    if not isinstance(found, Range):
+        return written[path] if path in written and chance.random() < SAME else chance.choice(found)
+    scale, back = (math.log, math.exp) if found.log else (float, float)
+    low, high = scale(found.low), scale(found.high)
+    middle = scale(written[path]) if path in written else (low + high) / 2
+    number = back(min(max(chance.gauss(middle, SPREAD * (high - low)), low), high))
+    if found.whole:
+        step, most = int(found.step or 1), int(found.high - found.low)
+        return int(found.low) + min(round((number - found.low) / step), most // step) * step
+    return found.nearest(number)
 
 
 def _suggested(trial: optuna.Trial, path: str, found: Range | tuple[Any, ...]) -> Any:
