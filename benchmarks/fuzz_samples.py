@@ -364,8 +364,8 @@ def answers(folder: Path) -> dict[str, Sample]:
     from subprocess import CompletedProcess
 
     from edgedl import devices
-    from edgedl.bench import jetson
     from edgedl.links import android
+    from edgedl.probes import jetson
     from edgedl.remote import answers as checked
     from edgedl.remote import benchmark_model
 

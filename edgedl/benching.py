@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edgedl import files, graph_session, measure, plugins, progress, stats
-from edgedl.bench import end_to_end, loads
-from edgedl.bench.loads import NOTHING, Asked
 from edgedl.core import Batch, Bench, ModelFileError, Session, Target, Task, UsageError
 from edgedl.devices import local
 from edgedl.graph_session import Replay
+from edgedl.probes import end_to_end, loads
+from edgedl.probes.loads import NOTHING, Asked
 from edgedl.remote import answers, runner
 
 

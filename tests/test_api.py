@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,8 @@ def test_the_names_are_these():
     assert edgedl.__all__ == ["EdgedlError", "Run", "bench", "compare", "compress", "load_run", "open"]
     assert all(getattr(edgedl, name).__doc__ for name in edgedl.__all__)
     assert set(edgedl.__all__) <= set(dir(edgedl))
+    taken = {module.name for module in pkgutil.iter_modules(edgedl.__path__)}
+    assert taken.isdisjoint(edgedl.__all__)  # a module that is imported would take the place of the function
     with pytest.raises(AttributeError, match="no attribute 'compres'"):
         edgedl.compres  # noqa: B018
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgedl.bench import end_to_end
 from edgedl.core import Task, TensorSpec
+from edgedl.probes import end_to_end
 from edgedl.report import answered
 from edgedl.tasks.data import Data
 from edgedl.tasks.digits import Digits

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from edgedl import benching, devices, graphs, measure, pipeline, recipe, stats
-from edgedl.bench.loads import Asked
 from edgedl.core import Graph, Metric, Model, ModelFileError, Network, TargetError, Task, TensorSpec, UsageError
 from edgedl.devices.local import Local
 from edgedl.graph_session import GraphSession, open_files
 from edgedl.links import arm64
 from edgedl.nvidia import engine
+from edgedl.probes.loads import Asked
 from edgedl.quantize.simulate import Quantization
 from edgedl.remote import deploying, on_device, recordings
 from edgedl.report import page, terminal

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edgedl import devices
-from edgedl.bench import jetson, sensors
 from edgedl.devices.local import Local
+from edgedl.probes import jetson, sensors
 from edgedl.remote import on_device
 from edgedl.report import answered
 from tests import made_run

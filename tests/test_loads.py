@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from edgedl import measure
-from edgedl.bench import loads, sensors
-from edgedl.bench.loads import Asked
 from edgedl.core import Bench, TargetError, TensorSpec
+from edgedl.probes import loads, sensors
+from edgedl.probes.loads import Asked
 from edgedl.remote import answers
 from edgedl.remote.answers import Answers
 from edgedl.report import answered

@@ -22,11 +22,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgedl import benching, devices, plugins, stats
-from edgedl.bench.loads import Asked
 from edgedl.core import Batch, Session, TargetError, UsageError
 from edgedl.devices import Device
 from edgedl.devices.local import Local
 from edgedl.links import arm64
+from edgedl.probes.loads import Asked
 from edgedl.remote import device_rows, on_device, recordings, runner, sending
 from edgedl.remote.calls import Calls
 from edgedl.remote.recordings import Played

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgedl.bench import sensors
-from edgedl.bench.sensors import Channel, Counters, Powers
+from edgedl.probes import sensors
+from edgedl.probes.sensors import Channel, Counters, Powers
 
 JETSON = {
     # an Orin NX, by the names that NVIDIA's kernel gives

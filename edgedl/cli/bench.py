@@ -52,9 +52,9 @@ def bench(
     """Measure exported files: latency, size and, with a recipe, the score."""
     from edgedl import benching, progress
     from edgedl import recipe as recipes
-    from edgedl.bench.loads import Asked
     from edgedl.cli.show import check_one_form, print_json
     from edgedl.core import UsageError
+    from edgedl.probes.loads import Asked
     from edgedl.remote import on_device
     from edgedl.report import answered, terminal
     from edgedl.run import find_finished

@@ -17,10 +17,10 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-from edgedl.bench import sensors
 from edgedl.devices import Device, Left
 from edgedl.links import far_end
 from edgedl.nvidia.gpu import find_gpu
+from edgedl.probes import sensors
 from edgedl.sessions import UsageError
 
 PACKAGES = (

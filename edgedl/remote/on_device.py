@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgedl import __version__, devices, files, progress, recipe
-from edgedl.bench import end_to_end
-from edgedl.bench.loads import NOTHING, Asked
 from edgedl.core import Bench, EdgedlError, TargetError, Task, UsageError
 from edgedl.devices import Device
 from edgedl.links.said import plain
+from edgedl.probes import end_to_end
+from edgedl.probes.loads import NOTHING, Asked
 from edgedl.remote import answers, benchmarked, device_rows, runner, sending
 from edgedl.remote.answers import Found, Result
 from edgedl.remote.sending import JOB, RUNNER, Sent, left_out

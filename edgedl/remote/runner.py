@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from edgedl import graph_session, measure
-from edgedl.bench import jetson, loads
-from edgedl.bench.loads import Asked
 from edgedl.devices import local
 from edgedl.graph_session import Replay
+from edgedl.probes import jetson, loads
+from edgedl.probes.loads import Asked
 from edgedl.remote import calls
 from edgedl.remote.calls import Calls
 from edgedl.sessions import Batch, EdgedlError, Session

@@ -20,7 +20,7 @@ from edgedl.remote.recordings import Recording
 MODULES = (
     *("__init__", "sessions", "graph_session", "measure", "stats", "progress", "origin"),
     *("remote/__init__", "remote/runner", "remote/calls", "links/__init__", "links/far_end", "links/said"),
-    *("devices/__init__", "devices/local", "bench/__init__", "bench/loads", "bench/sensors", "bench/jetson"),
+    *("devices/__init__", "devices/local", "probes/__init__", "probes/loads", "probes/sensors", "probes/jetson"),
     *("tflite/__init__", "tflite/litert", "tflite/flatbuffer", "tflite/loops", "onnx/__init__", "onnx/session"),
     *("nvidia/__init__", "nvidia/engine", "nvidia/engine_there", "nvidia/passport", "nvidia/gpu"),
 )

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgedl import measure, stats
-from edgedl.bench import jetson, sensors
 from edgedl.measure import Pace
+from edgedl.probes import jetson, sensors
 from edgedl.sessions import Batch, EdgedlError, Session
 
 NUM_PARTS = 60

@@ -1,6 +1,6 @@
 """What a machine says of itself while it works: temperature, clock, and the energy that it draws. Linux's files only.
 
-Two kinds of rails are read here; on a Jetson that has it, `tegrastats` reads them instead (`bench/jetson.py`):
+Two kinds of rails are read here; on a Jetson that has it, `tegrastats` reads them instead (`probes/jetson.py`):
 
 - RAPL, `/sys/class/powercap/intel-rapl:*`: counters of energy in Intel's and AMD's processors. Most kernels show them
   to root alone, since they tell what others compute (M. Lipp et al., PLATYPUS, 2021).

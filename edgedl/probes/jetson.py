@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgedl.bench import sensors
-from edgedl.bench.sensors import Drawn, Rail
 from edgedl.nvidia import gpu
+from edgedl.probes import sensors
+from edgedl.probes.sensors import Drawn, Rail
 
 TEGRASTATS = shutil.which("tegrastats")
 INTERVAL_MS = 100
