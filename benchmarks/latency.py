@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import CACHE, Row, say, write
+from benchmarks.rows import CACHE, Row, measured_on, say, write
 from benchmarks.table import as_table
 from edgedl import measure, plugins, stats
 from edgedl.core import Batch, Bench, Model, Session
@@ -206,11 +206,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     programs = [row for row in results["rows"] if row["part"] == "program"]
     tries = [row for row in results["rows"] if row["part"] == "try"]
     share = mean(row["core_share"] for row in results["rows"])
-    about = (
-        f"Measured on {results['device']['name']}, one thread, batches of one, with {share:.0%} of one core: the rest "
-        "went to other work. " if share < 0.95 else f"Measured on {results['device']['name']}, one thread, batches of "
-        "one, on a core without other work. "
-    )  # fmt: skip
+    core = (
+        f"with {share:.0%} of one core: the rest went to other work" if share < 0.95 else "on a core without other work"
+    )
+    about = f"Measured on {measured_on(results, 'part')}, one thread, batches of one, {core}. "
     lines = [
         "# Whether latencies and verdicts can be trusted", "",
         about + "Written by `benchmarks/latency.py`, which says how.", "",

@@ -37,7 +37,7 @@ def write(file: Path, rows: Sequence[Row]) -> None:
     partial.replace(file)
 
 
-def measured_on(results: Mapping[str, Any], name: str = "") -> str:
+def measured_on(results: Mapping[str, Any], name: str) -> str:
     """The machine of a results file, and which rows, by their `name`, were measured on another."""
     others: dict[str, list[str]] = {}
     for row in results["rows"]:
@@ -47,9 +47,9 @@ def measured_on(results: Mapping[str, Any], name: str = "") -> str:
     return " and ".join([results["device"]["name"], *told])
 
 
-def titled(title: str, file: Path) -> str:
-    """What stands above the table of a results file: what it is, and what it was measured on."""
-    return f"# {title}\n\nMeasured on {measured_on(json.loads(file.read_text()))}.\n\n"
+def titled(title: str, file: Path, name: str) -> str:
+    """What stands above the table of a results file; its rows are told apart by their `name`."""
+    return f"# {title}\n\nMeasured on {measured_on(json.loads(file.read_text()), name)}.\n\n"
 
 
 def say(line: str) -> None:

@@ -92,7 +92,7 @@ def main() -> None:
             say(json.dumps(rows[-1]))
             write(options.results, rows)
     options.results.with_suffix(".md").write_text(
-        titled("What more workers bring", options.results) + table(rows), encoding="utf-8"
+        titled("What more workers bring", options.results, "part") + table(rows), encoding="utf-8"
     )
 
 

@@ -41,7 +41,7 @@ def main() -> None:
                 rows.append(searched(recipe, workers, options.budget, options.cache / f"{Path(recipe).stem}-{workers}"))
                 write(options.results, rows)
     options.results.with_suffix(".md").write_text(
-        titled("What a search finds", options.results) + table(rows), encoding="utf-8"
+        titled("What a search finds", options.results, "recipe") + table(rows), encoding="utf-8"
     )
 
 

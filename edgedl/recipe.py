@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ NESTED: dict[str, plugins.Kind] = {"target": "targets", "student": "models", "te
 FOREIGN = {
     "description": "A class of one's own, package.module:Class; its keys are its fields.",
     "type": "object",
-    "properties": {"use": {"type": "string", "pattern": ":"}},
+    "properties": {"use": {"type": "string", "pattern": "^[^:]+:[^:]+$"}},
     "required": ["use"],
 }
 
@@ -64,6 +65,8 @@ class Range(BaseModel):
             raise ValueError("log and step exclude each other")
         if self.step is not None and (self.step <= 0 or (self.whole and not isinstance(self.step, int))):
             raise ValueError(f"step = {self.step} has to be {'a whole number ' if self.whole else ''}above 0")
+        if self.step is not None and self.nearest(self.high) == self.low:
+            raise ValueError(f"step = {self.step} leads beyond high = {self.high}, and leaves nothing but low")
         return self
 
     @property
@@ -78,10 +81,14 @@ class Range(BaseModel):
         return abs(strides - round(strides)) < 1e-6
 
     def nearest(self, number: float) -> float:
-        """The number itself, or where there are strides the one at the end of the nearest."""
-        if self.step is None or self.whole:
-            return number
-        return float(self.low + round((number - self.low) / self.step) * self.step)
+        """That one of its numbers which is nearest."""
+        within = min(max(number, self.low), self.high)
+        step = self.step or (1 if self.whole else None)
+        if step is None:
+            return float(within)
+        most = math.floor((self.high - self.low) / step + 1e-6)  # 0.3 / 0.1 is less than 3
+        found = self.low + min(round((within - self.low) / step), most) * step
+        return found if self.whole else float(f"{found:.12g}")  # 0.1 + 2 * 0.1 is more than 0.3
 
     def rounded(self, number: float) -> float:
         """A number of its with few digits, so that recipes can be read."""

@@ -16,16 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgedl import comparison, pipeline
 from edgedl import recipe as recipes
 from edgedl.core import Metric, RecipeError, UsageError
 from edgedl.picking import parse
+from edgedl.recipe import Range
 from edgedl.run import read_report
 from edgedl.search import artifacts, searching, space, trial, workers
 from edgedl.search.hopeless import LEAST, Earlier, Early, Figures, Hopeless, Judge
 from edgedl.search.study import Study, Trial, database
+from edgedl.search.study import _distribution as distribution
 from edgedl.search.workers import Event, Job, Processes
 from tests.test_cli import run_in, the_line
 
@@ -73,6 +78,7 @@ def space_of(text: str, folder: Path) -> space.Space:
         ('"steps.prune.ratio" = { low = 0.2, high = 0.5, lgo = true }', "lgo: Extra inputs are not permitted"),
         ('"steps.prune.ratio" = { low = 0.2, high = 0.5, step = 0 }', "step = 0 has to be above 0"),
         ('"steps.train.epochs" = { low = 1, high = 5, step = 0.5 }', "step = 0.5 has to be a whole number above 0"),
+        ('"steps.train.epochs" = { low = 1, high = 5, step = 5 }', "step = 5 leads beyond high = 5"),
         ('"steps.train.lr" = { low = 0.0, high = 0.1, log = true }', "log needs a low above 0, not 0.0"),
         ('"steps.train.lr" = { low = "a", high = 0.1 }', "low: Input should be a valid"),
         ("steps.prune.ratio = { low = 0.2, high = 0.5 }", "a path stands in quotes"),
@@ -362,6 +368,28 @@ def test_the_first_trials_are_like_what_is_written(tmp_path):
     assert 0.03 < sum(off) / 8 < 0.2
     assert all(1e-4 <= values["steps.train.lr"] <= 1 for values in others)
     assert len({values["steps.train.lr"] for values in others}) == 8
+
+
+TENTHS = st.integers(-50, 50).map(lambda number: number / 10)
+
+
+@st.composite
+def ranges(draw):
+    kind = draw(st.sampled_from([TENTHS, st.integers(-9, 9)]))
+    low, high = sorted(draw(st.lists(kind, min_size=2, max_size=2, unique=True)))
+    steps = st.integers(1, 9) if isinstance(low, int) else st.integers(1, 50).map(lambda number: number / 10)
+    return Range(low=low, high=high, step=draw(steps.filter(lambda step: step <= high - low + 1e-9)))
+
+
+@given(ranges(), st.floats(-99, 99))
+def test_the_number_nearest_to_any_is_one_of_the_range_s_and_the_sampler_s(found, number):
+    nearest = found.nearest(number)
+    assert found.holds(nearest)
+    # Optuna's own check, which `create_trial` makes of each value.
+    trial = optuna.trial.create_trial(value=0.0, params={"x": nearest}, distributions={"x": distribution(found)})
+    assert trial.params == {"x": nearest}
+    others = [one for index in range(200) if found.holds(one := round(found.low + index * found.step, 6))]
+    assert abs(nearest - number) <= min(abs(one - number) for one in others) + 1e-6
 
 
 # What cannot come to anything

@@ -53,11 +53,8 @@ def bench(
     from edgedl import benching, progress
     from edgedl import recipe as recipes
     from edgedl.cli.show import check_one_form, print_json
-    from edgedl.core import UsageError
     from edgedl.probes.loads import Asked
-    from edgedl.remote import on_device
     from edgedl.report import answered, terminal
-    from edgedl.run import find_finished
 
     check_one_form(as_json, json_lines)
     if math.isnan(sustained):
@@ -68,6 +65,10 @@ def bench(
     if not on and len(files) == 1 and _is_run(files[0], out):
         on = ["local"]
     if on:
+        from edgedl.core import UsageError
+        from edgedl.remote import on_device
+        from edgedl.run import find_finished
+
         if len(files) > 1 or vs or recipe or target or operators or (counts != (1,) and not sweep):
             raise UsageError(
                 "a run, as --on takes one, has task, files and threads itself: leave out --vs, --recipe, --target, "

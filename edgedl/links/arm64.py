@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgedl import files
 from edgedl.sessions import TargetError, UsageError
 
 SETUP = "edgedl devices setup qemu-aarch64"
@@ -23,8 +23,7 @@ PLATFORMS = tuple(f"manylinux{tag}_aarch64" for tag in ("2014", "_2_17", "_2_26"
 
 def home() -> Path:
     """Where emulator, Python and runtimes are kept; if it is there, all is."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "edgedl" / f"qemu-aarch64-{LAYOUT}"
+    return files.cache_folder(f"qemu-aarch64-{LAYOUT}")
 
 
 def setup() -> Path:

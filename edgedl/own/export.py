@@ -27,9 +27,9 @@ RECURRENT = str(Path("torch", "nn", "modules", "rnn.py"))
 def program_of(
     net: nn.Module, own: nn.Module, inputs: Mapping[str, torch.Tensor], named: Dynamic
 ) -> torch.export.ExportedProgram:
-    """Raises `UsageError` where PyTorch cannot export a module for any number of samples, as files are made.
+    """`net` as PyTorch exports it, for any number of samples, as files are made, and any size of what is `named`.
 
-    And where it cannot for any size of the dimensions that are `named`.
+    Raises `UsageError`, which speaks of the module `own`, where PyTorch cannot, with the line that is why.
     """
     try:
         return _program(net, inputs, named)

@@ -266,7 +266,7 @@ class Study:
         for repeats in range(MAX_REPEATS):
             seed = (self.goal.space.recipe.seed + 1_000_003 * len(self._known) + 7_919 * repeats) % 2**32
             if len(self._known) <= STARTUP and 2 * repeats < MAX_REPEATS:
-                values = self.goal.space.sample(partial(_like, random.Random(seed), self._written))
+                values = self.goal.space.sample(partial(_like, random.Random(seed), self.goal.space.written))
             else:
                 chance = optuna.samplers.RandomSampler(seed=seed)
                 model = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
@@ -406,24 +406,20 @@ class Seldom:
 def _like(chance: random.Random, written: Values, path: str, found: Range | tuple[Any, ...]) -> Any:
     """A value like the one that is written, which is a person's guess of what is good."""
     if not isinstance(found, Range):
-        return written[path] if path in written and chance.random() < SAME else chance.choice(found)
+        return written[path] if chance.random() < SAME else chance.choice(found)
     scale, back = (math.log, math.exp) if found.log else (float, float)
-    low, high = scale(found.low), scale(found.high)
-    middle = scale(written[path]) if path in written else (low + high) / 2
-    number = back(min(max(chance.gauss(middle, SPREAD * (high - low)), low), high))
-    if found.whole:
-        step, most = int(found.step or 1), int(found.high - found.low)
-        return int(found.low) + min(round((number - found.low) / step), most // step) * step
-    return found.nearest(number)
+    spread = SPREAD * (scale(found.high) - scale(found.low))
+    return found.nearest(back(chance.gauss(scale(written[path]), spread)))
 
 
 def _suggested(trial: optuna.Trial, path: str, found: Range | tuple[Any, ...]) -> Any:
     if not isinstance(found, Range):  # a database keeps texts, but no lists
         texts = {recipes.value(value): value for value in found}
         return texts[trial.suggest_categorical(path, list(texts))]
+    last = found.nearest(found.high)
     if found.whole:
-        return trial.suggest_int(path, int(found.low), int(found.high), step=int(found.step or 1), log=found.log)
-    return trial.suggest_float(path, found.low, found.high, step=found.step, log=found.log)
+        return trial.suggest_int(path, int(found.low), int(last), step=int(found.step or 1), log=found.log)
+    return trial.suggest_float(path, found.low, last, step=found.step, log=found.log)
 
 
 def _distribution(found: Range | tuple[Any, ...]) -> optuna.distributions.BaseDistribution:
@@ -432,9 +428,10 @@ def _distribution(found: Range | tuple[Any, ...]) -> optuna.distributions.BaseDi
 
     if not isinstance(found, Range):
         return CategoricalDistribution([recipes.value(value) for value in found])
+    last = found.nearest(found.high)
     if found.whole:
-        return IntDistribution(int(found.low), int(found.high), step=int(found.step or 1), log=found.log)
-    return FloatDistribution(found.low, found.high, step=found.step, log=found.log)
+        return IntDistribution(int(found.low), int(last), step=int(found.step or 1), log=found.log)
+    return FloatDistribution(found.low, last, step=found.step, log=found.log)
 
 
 def _text(values: Values) -> str:
