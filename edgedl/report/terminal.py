@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from edgedl.recipe import Recipe
-from edgedl.report import lines
+from edgedl.report import fitting, lines
 from edgedl.report.numbers import NONE, four_digits, milliseconds, share, size
 
+FIGURES = ("size", "change", "latency", "95 % interval", "p90", "p99", "init", "memory", "time")
+"""Columns whose cells are figures with a unit."""
 HTML_WIDTH = 140
 """Columns of a report in a notebook."""
 STATUS_STYLE = {"ok": "green", "built": "cyan", "refused": "yellow", "failed": "red"}
@@ -59,7 +63,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             Text(row["status"], style=STATUS_STYLE[row["status"]]),
         )
     console.print()
-    console.print(table)
+    console.print(fitting.turned(table, console.width))
     console.print()
     quantized = [entry for entry in report["ladder"] if entry["quantization"] is not None]
     for entry in quantized:
@@ -103,13 +107,9 @@ def print_analysis(analysis: Mapping[str, Any]) -> None:
     console, metric = open_console(), analysis["metric"]["name"]
     timed = [target for target in analysis["targets"] if target["time_ms"] is not None]
     ratio = analysis["pruning"]["ratio"]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("layer", "kind", "weights"):
-        table.add_column(column, overflow="fold")
-    for column in ("parameters", "MACs", *(f"{target['target']} time" for target in timed)):
-        table.add_column(column, justify="right")
-    for column in ("int8 alone:\nSNR", f"int8 alone:\n{metric}", f"{100 * ratio:.0f} % pruned:\n{metric}"):
-        table.add_column(column, justify="right")
+    figures = ("parameters", "MACs", *(f"{target['target']} time" for target in timed))
+    figures += ("int8 alone: SNR", f"int8 alone: {metric}", f"{100 * ratio:.0f} % pruned: {metric}")
+    table = fitting.empty("layer", "kind", "weights", *figures, right=figures)
     for layer in analysis["layers"]:
         quantized, pruned = layer["quantized"], layer["pruned"]
         table.add_row(
@@ -136,7 +136,7 @@ def print_analysis(analysis: Mapping[str, Any]) -> None:
         four_digits(together and together["score"]),
     )
     console.print()
-    console.print(table)
+    console.print(fitting.listed(table, console.width))
     console.print()
     console.print(f"{metric} of the float network: {analysis['score']:.4f} on {analysis['samples']} validation samples")
     for line in lines.missing_figures(analysis):
@@ -146,11 +146,13 @@ def print_analysis(analysis: Mapping[str, Any]) -> None:
 def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
     """Measured files; with a verdict in words where two were compared."""
     console = open_console()
-    table = _table("file", "runtime", "size", "score", "latency", "95 % interval", "p90", "p99", "init", "memory")
+    columns = ("file", "runtime", "size", "score", "latency", "95 % interval", "p90", "p99", "init", "memory")
+    folder = _common_folder([row["file"] for row in rows])
+    table = _table(*columns, title=f"in {folder}" if folder.parts else None)
     for row in rows:
         latency = row["latency_ms"]
         table.add_row(
-            row["file"],
+            str(Path(row["file"]).relative_to(folder)) if folder.parts else row["file"],
             row["runtime"],
             size(row["size_bytes"]),
             four_digits(row["score"]),
@@ -161,7 +163,7 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             milliseconds(row["init_ms"]),
             size(row["peak_memory_bytes"]),
         )
-    console.print(table)
+    console.print(fitting.turned(table, console.width))
     for row in rows:
         if row["speedup"]:
             low, high = row["speedup"]["ci95"]
@@ -194,7 +196,7 @@ def print_devices(found: Sequence[Mapping[str, Any]]) -> None:
                 Text(row["status"], style=STATUS_STYLE[row["status"]]),
             )
         console.print()
-        console.print(table)
+        console.print(fitting.turned(table, console.width))
         if said := lines.conditions(device["environment"]):
             console.print(said)
         if not device["timed"]:
@@ -229,7 +231,7 @@ def print_device_list(rows: Sequence[Mapping[str, Any]]) -> None:
             _state(found) or NONE,
             found.get("runs_with") or NONE,
         )
-    open_console().print(table)
+    _print_list(table)
 
 
 def _state(found: Mapping[str, Any]) -> str:
@@ -248,7 +250,7 @@ def print_operators(title: str, operators: Sequence[Mapping[str, Any]]) -> None:
     table = _table("operator", "kind", "time", title=title)
     for operator in operators:
         table.add_row(operator["name"], operator["kind"], milliseconds(operator["time_ms"]))
-    open_console().print(table)
+    _print_list(table)
 
 
 def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | None]) -> None:
@@ -268,7 +270,7 @@ def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | 
             f"{figures['target']}: {figures['ship']}" if figures else NONE,
             recipe.description,
         )
-    console.print(table)
+    console.print(fitting.listed(table, console.width))
     if not any(last):
         console.print("\nNo recipe has a finished run here: `edgedl compress --recipe NAME` makes one.")
 
@@ -280,7 +282,7 @@ def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
         steps = (str(row["steps"]), str(row["shared_steps"]))
         table.add_row(row["run"], row["state"], row["stage"], *steps, size(row["size_bytes"]))
     console = open_console()
-    console.print(table)
+    console.print(fitting.listed(table, console.width))
     console.print(f"{len(rows)} runs, {size(sum(row['size_bytes'] for row in rows))}")
 
 
@@ -300,7 +302,7 @@ def print_targets(rows: Sequence[Mapping[str, Any]]) -> None:
             _lacks(row["run_lacks"]),
             row["install"] or NONE,
         )
-    open_console().print(table)
+    _print_list(table)
 
 
 def print_device(device: Mapping[str, Any]) -> None:
@@ -331,7 +333,7 @@ def print_inspected(rows: Sequence[Mapping[str, Any]]) -> None:
             NONE if row["labels"] is None else str(row["labels"]),
             {None: NONE, True: "yes", False: "none"}[row["metadata"]],
         )
-    console.print(table)
+    console.print(fitting.listed(table, console.width))
     for row in rows:
         for found in row["accelerators"]:
             if found["note"]:
@@ -343,7 +345,7 @@ def print_inspected(rows: Sequence[Mapping[str, Any]]) -> None:
                 for entry in found["leaving"]:
                     layers = ", ".join(entry["layers"]) + (" ..." if entry["times"] > len(entry["layers"]) else "")
                     left.add_row(entry["operator"], str(entry["times"]), entry["reason"], layers)
-                console.print(left)
+                console.print(fitting.listed(left, console.width))
             if (found["parts"] or 1) > 1:
                 console.print(
                     f"{row['file']}: it divides into {found['parts']} parts, and by default the delegate takes the "
@@ -357,6 +359,12 @@ def print_inspected(rows: Sequence[Mapping[str, Any]]) -> None:
 def _tensor(spec: Mapping[str, Any]) -> str:
     shape = "×".join("any" if axis in spec["free"] else str(length) for axis, length in enumerate(spec["shape"]))
     return f"{spec['name']} {spec['dtype']} {shape}{' ' + spec['layout'] if spec['layout'] else ''}"
+
+
+def _common_folder(files: Sequence[str]) -> Path:
+    """The folder that several files lie in; for one file, or files in none, that in which we are."""
+    parts = zip(*(Path(file).parent.parts for file in files), strict=False) if len(files) > 1 else ()
+    return Path(*(same[0] for same in takewhile(lambda same: len(set(same)) == 1, parts)))
 
 
 def _interval(latency: Mapping[str, Any] | None) -> str:
@@ -391,12 +399,13 @@ def _lacks(missing: Sequence[str]) -> Text:
     return Text("yes", style="green") if not missing else Text(f"no: {', '.join(missing)}", style="yellow")
 
 
+def _print_list(table: Table) -> None:
+    console = open_console()
+    console.print(fitting.listed(table, console.width))
+
+
 def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        numeric = column in ("size", "change", "latency", "95 % interval", "p90", "p99", "init", "memory", "time")
-        table.add_column(column, justify="right" if numeric else "left")
-    return table
+    return fitting.empty(*columns, title=title, right=FIGURES)
 
 
 def open_console() -> Console:
