@@ -342,6 +342,25 @@ def test_the_sampler_goes_by_the_latest_trials_and_the_front(tmp_path, monkeypat
     assert [one.number for one in study.front()] == [0]
 
 
+def test_the_sampler_knows_what_runs_until_it_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr("edgedl.search.study.SEEN", 4)
+    study = study_in(tmp_path)
+    study.tell(study.ask().number, come_of(0))
+
+    def expected():
+        return [one.params for one in study._sampler.get_trials(states=[optuna.trial.TrialState.RUNNING])]
+
+    running = [study.ask() for _ in range(5)]
+    assert expected() == [study._as_asked(one.values) for one in running[:4]]
+    for one in running[1:]:
+        study.tell(one.number, come_of(one.number))
+    for number in range(6, 14):  # long enough for it to be given what counts anew
+        study.tell(study.ask().number, come_of(number))
+    assert expected() == [study._as_asked(running[0].values)]
+    study.interrupt(running[0].number)
+    assert expected() == []
+
+
 def test_latencies_are_those_of_the_machine_as_it_was_in_the_first_trial(tmp_path):
     study = study_in(tmp_path)
     study.tell(study.ask().number, come_of(0))

@@ -37,7 +37,10 @@ SPREAD = 0.15
 SAME = 0.7
 """The chance that of a list they have what is written."""
 SEEN = 250
-"""So many of the latest trials the sampler goes by, twice as many for a while, and by the front: it takes its time."""
+"""So many of the latest trials the sampler goes by, twice as many for a while, and by the front: it takes its time.
+
+And so many of those that run.
+"""
 MAX_REPEATS = 50
 """So many proposals in a row that were tried before: then all has been, or as good as."""
 UNMET = 1e6
@@ -140,6 +143,8 @@ class Study:
         self._directions = directions
         self._sampler = optuna.create_study(directions=directions)  # in memory: it proposes, from what has finished
         self._learned: list[optuna.trial.FrozenTrial] = []
+        self._expected: dict[int, int] = {}
+        """Of the trials that run, their numbers for the sampler: it keeps away from them."""
         self._written = goal.space.sample(lambda path, found: goal.space.written[path])
         self._known: dict[int, Trial] = {}
         self._open: dict[int, int] = {}
@@ -319,6 +324,7 @@ class Study:
     def _keep(self, trial: Trial) -> None:
         """Knows a trial from now on as it is."""
         self._known[trial.number] = trial
+        self._expect(trial)
         if trial.state == "interrupted":
             self._values.discard(_text(trial.values))
             return
@@ -332,6 +338,22 @@ class Study:
 
     def _costs(self, trial: Trial) -> tuple[float, ...]:
         return tuple(trial.figures.cost(name) for name in self.goal.objectives)
+
+    def _expect(self, trial: Trial) -> None:
+        """Tells the sampler that a trial runs, or that it does no longer."""
+        import optuna
+
+        number, failed = trial.number, optuna.trial.TrialState.FAIL
+        if trial.state != "running":
+            if number in self._expected:
+                self._sampler.tell(self._expected.pop(number), state=failed)  # what came of it is a trial of its own
+        elif number not in self._expected and len(self._expected) < SEEN:
+            params, known = self._as_asked(trial.values), self._distributions(trial.values)
+            running = optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING, params=params, distributions=known
+            )
+            self._sampler.add_trial(running)
+            self._expected[number] = self._sampler.get_trials(deepcopy=False)[-1].number
 
     def _learn(self, trial: Trial, worth: Sequence[float]) -> None:
         """Tells the sampler of a trial. A limit is met at 0, and misses are relative."""
@@ -353,8 +375,10 @@ class Study:
         best = {other.number for other in self._front}
         old, latest = self._learned[:-SEEN], self._learned[-SEEN:]
         self._learned = [other for other in old if other.user_attrs["number"] in best] + latest
-        self._sampler = optuna.create_study(directions=self._directions)
+        self._sampler, self._expected = optuna.create_study(directions=self._directions), {}
         self._sampler.add_trials(self._learned)
+        for running in [trial for trial in self._known.values() if trial.state == "running"]:
+            self._expect(running)
 
     def _read_all(self) -> None:
         """Takes up what other searches have begun and finished."""
