@@ -17,7 +17,7 @@ from torch import nn
 import edgedl
 from edgedl import dimensions, ladder, measure, other_sizes, recipe
 from edgedl.core import Model, RecipeError, TargetError, UsageError
-from edgedl.nvidia import engine
+from edgedl.nvidia import building
 from edgedl.own import networks
 from edgedl.quantize.simulate import Quantization
 from edgedl.report.terminal import print_report
@@ -129,7 +129,7 @@ def test_nvidias_builder_takes_a_range_of_batches(name, kind, form, tmp_path):
         shape = "x".join(map(str, task.shape))
         assert f"\nleast=x0:1x{shape}\nusual=x0:2x{shape}\nmost=x0:8x{shape}\n" in (tmp_path / "build.sh").read_text()
     with pytest.raises(TargetError, match="cannot build an engine"):  # without sizes it cannot know them
-        engine.build_engine(tensorrt_rtx, artifact.stand_in)
+        building.build_engine(tensorrt_rtx, artifact.stand_in)
 
 
 def test_a_range_of_batches_goes_into_the_call_of_trtexec(tmp_path):
@@ -372,7 +372,7 @@ def test_nvidias_builder_takes_a_range_of_sizes(name, kind, form, tmp_path):
         one.name: (one.least, one.size, 24) for one in task.dynamic["x0"].values()
     }
     with pytest.raises(TargetError, match="cannot build an engine"):
-        engine.build_engine(tensorrt_rtx, artifact.stand_in)
+        building.build_engine(tensorrt_rtx, artifact.stand_in)
 
 
 class Words(nn.Module):

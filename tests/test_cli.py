@@ -26,7 +26,7 @@ from edgedl import run as runs
 from edgedl.cli import main
 from edgedl.cli.main import app
 from edgedl.core import UsageError
-from edgedl.nvidia import engine
+from edgedl.nvidia import building
 from tests import sample_report
 
 ALL_OPTIONS = {
@@ -402,7 +402,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(edgedl, files, name):
 
 def test_a_damaged_engine_is_refused(edgedl, files):
     trt = pytest.importorskip("tensorrt_rtx", reason="engines are built by tensorrt-rtx")
-    whole = engine.build_engine(trt, files / "model.onnx")
+    whole = building.build_engine(trt, files / "model.onnx")
     missing = None if plugins.installed("cuda.bindings|cuda.cudart") else "target tensorrt-rtx needs cuda-python: pip"
     for content, said in ((whole[:5000], "is damaged"), (b"", "is no TensorRT-RTX engine"), (b"x" * 99, "is no Tens")):
         (files / "model.rtx").write_bytes(content)

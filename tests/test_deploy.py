@@ -24,7 +24,7 @@ from edgedl import devices, files
 from edgedl.core import TargetError, UsageError
 from edgedl.devices import Device
 from edgedl.devices.local import Local
-from edgedl.nvidia import engine, engine_there
+from edgedl.nvidia import engine_there, gpu
 from edgedl.remote import deploying, on_device
 from tests import made_run
 
@@ -235,7 +235,7 @@ def with_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.skipif(engine.find_gpu() is not None, reason="what is said on a machine without a GPU")
+@pytest.mark.skipif(gpu.find_gpu() is not None, reason="what is said on a machine without a GPU")
 def test_engines_are_built_there_and_are_rows_even_where_none_can_run(made, tmp_path, with_tensorrt):
     run = made_run.make(tmp_path / "run", max_batch=4)
     content = on_device.bench(run, "jetson", 0.01)

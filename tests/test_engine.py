@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgedl.core import Model, ModelFileError, TargetError
-from edgedl.nvidia import engine, gpu, passport
+from edgedl.nvidia import building, gpu, library, passport
 from edgedl.nvidia.gpu import Gpu
 from edgedl.quantize.simulate import Quantization
 from edgedl.targets.tensorrt import BUILD_SCRIPT, TensorRT, build_script, check_onnx
@@ -76,7 +76,7 @@ def write_onnx(
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return engine.build_engine(tensorrt_rtx, write_onnx(tmp_path_factory.mktemp("plan") / "model.onnx"))
+    return building.build_engine(tensorrt_rtx, write_onnx(tmp_path_factory.mktemp("plan") / "model.onnx"))
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -84,8 +84,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_engine_is_built_without_a_gpu(tmp_path: Path, int8: bool, compute_capabilities: tuple[str, ...]) -> None:
     file = write_onnx(tmp_path / "m.onnx", int8=int8)
     check_onnx(file)
-    built = engine.build_engine(tensorrt_rtx, file, compute_capabilities)
-    assert built.startswith(engine.MAGIC["tensorrt_rtx"])
+    built = building.build_engine(tensorrt_rtx, file, compute_capabilities)
+    assert built.startswith(library.MAGIC["tensorrt_rtx"])
     assert ".".join(map(str, built[24:28])) == tensorrt_rtx.__version__
     assert int.from_bytes(built[16:24], "little") == len(built)
 
@@ -93,7 +93,7 @@ def test_engine_is_built_without_a_gpu(tmp_path: Path, int8: bool, compute_capab
 @pytest.mark.parametrize("operator", ["Unique", "NoSuchOperator"])
 def test_refused_operator_is_named(tmp_path: Path, operator: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TargetError) as caught:
-        engine.build_engine(tensorrt_rtx, write_onnx(tmp_path / "m.onnx", int8=False, last=operator))
+        building.build_engine(tensorrt_rtx, write_onnx(tmp_path / "m.onnx", int8=False, last=operator))
     assert f"TensorRT-RTX {tensorrt_rtx.__version__} refuses node last ({operator}): " in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -108,7 +108,7 @@ def test_dead_builders_are_not_collected_while_nvidias_library_holds_its_lock(tm
     try:
         for _ in range(20):
             with pytest.raises(TargetError) as caught:
-                engine.build_engine(tensorrt_rtx, file)
+                building.build_engine(tensorrt_rtx, file)
             cycle: list[object] = [caught.value]  # whose traceback holds the builder
             cycle.append(cycle)
     finally:
@@ -118,13 +118,13 @@ def test_dead_builders_are_not_collected_while_nvidias_library_holds_its_lock(tm
 def test_file_that_is_no_onnx(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no ONNX" * 100)
     with pytest.raises(TargetError, match=r"m\.onnx: TensorRT-RTX .* cannot parse it: .*\w") as caught:
-        engine.build_engine(tensorrt_rtx, tmp_path / "m.onnx")
+        building.build_engine(tensorrt_rtx, tmp_path / "m.onnx")
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_compute_capability(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"cannot build for compute capability 3\.5"):
-        engine.build_engine(tensorrt_rtx, write_onnx(tmp_path / "m.onnx"), ("3.5",))
+        building.build_engine(tensorrt_rtx, write_onnx(tmp_path / "m.onnx"), ("3.5",))
 
 
 def test_check_names_the_node_with_a_zero_point(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_check_names_the_node_with_a_zero_point(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"m\.onnx: node q_input \(QuantizeLinear\) has a zero point other than 0"):
         check_onnx(file)
     with pytest.raises(TargetError, match=r"refuses node q_input \(QuantizeLinear\)"):  # NVIDIA's parser agrees
-        engine.build_engine(tensorrt_rtx, file)
+        building.build_engine(tensorrt_rtx, file)
 
 
 def test_check_names_the_node_with_an_int32_bias(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_check_names_the_node_with_an_int32_bias(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"node dq_bias \(DequantizeLinear\) dequantizes int32"):
         check_onnx(file)
     with pytest.raises(TargetError, match=r"refuses node dq_bias \(DequantizeLinear\): .* Int32 ") as caught:
-        engine.build_engine(tensorrt_rtx, file)
+        building.build_engine(tensorrt_rtx, file)
     assert "cudaError" not in str(caught.value)
 
 
@@ -202,16 +202,16 @@ def test_rtx_target_builds_an_engine(tmp_path: Path, model: Model) -> None:
 
 def test_where_a_gpu_is_engines_are_built_in_a_fresh_process(tmp_path: Path, monkeypatch) -> None:
     """One is made believe here; the fresh process finds out for itself, and builds as it can."""
-    monkeypatch.setattr(engine, "find_gpu", lambda: gpu.Gpu("some GPU", "8.6", "13.0"))
-    monkeypatch.setattr(engine, "build_engine", None)  # which is not to be called in this process
+    monkeypatch.setattr(building, "find_gpu", lambda: gpu.Gpu("some GPU", "8.6", "13.0"))
+    monkeypatch.setattr(building, "build_engine", None)  # which is not to be called in this process
     file, made = write_onnx(tmp_path / "model.onnx"), tmp_path / "model.rtx"
-    sizes = {"unused": engine.Range(1, 2, 3)}
-    known = engine.build_apart(tensorrt_rtx, file, made, ["8.6", "8.9"], sizes={})
+    sizes = {"unused": building.Range(1, 2, 3)}
+    known = building.build_apart(tensorrt_rtx, file, made, ["8.6", "8.9"], sizes={})
     assert known == passport.read(made)
     assert known.compute_capabilities == ("8.6", "8.9")
     file.write_bytes(b"odd")
     with pytest.raises(TargetError, match=r"model\.onnx: TensorRT-RTX .* cannot parse it"):
-        engine.build_apart(tensorrt_rtx, file, None, sizes=sizes)
+        building.build_apart(tensorrt_rtx, file, None, sizes=sizes)
 
 
 @without_gpu

@@ -21,7 +21,7 @@ from edgedl.core import Graph, Metric, Model, ModelFileError, Network, TargetErr
 from edgedl.devices.local import Local
 from edgedl.graph_session import GraphSession, open_files
 from edgedl.links import arm64
-from edgedl.nvidia import engine
+from edgedl.nvidia import gpu
 from edgedl.probes.loads import Asked
 from edgedl.quantize.simulate import Quantization
 from edgedl.remote import deploying, on_device, recordings
@@ -494,7 +494,7 @@ def test_several_graphs_are_deployed_with_an_example_of_each(run, tmp_path):
     assert "wrong answers in next_state of decoder.tflite: do not ship" in ran.stderr
 
 
-@pytest.mark.skipif(engine.find_gpu() is not None, reason="what is said on a machine without a GPU")
+@pytest.mark.skipif(gpu.find_gpu() is not None, reason="what is said on a machine without a GPU")
 def test_the_engine_of_each_graph_is_built_there(run, device, tmp_path, monkeypatch):
     """With TensorRT-RTX in TensorRT's place."""
     (tmp_path / "packages").mkdir()

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from edgedl import inspecting
 from edgedl.cli.main import app
 from edgedl.core import ModelFileError
-from edgedl.nvidia import dla, engine
+from edgedl.nvidia import building, dla
 from edgedl.report import lines
 from edgedl.tasks.cifar10 import Cifar10
 from edgedl.tasks.control import Control
@@ -210,9 +210,9 @@ def test_weights_that_are_made_when_the_engine_is_built_are_constant(tmp_path: P
 
 def test_nothing_is_asked_of_tensorrt_without_a_dla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_onnx(tmp_path / "m.onnx", [NODE("Relu", ["image"], ["y"])], HALF, SHAPE)
-    assert engine.not_on_dla(tensorrt_rtx, file) is None
-    monkeypatch.setattr(engine, "find_gpu", lambda: "some GPU")  # which has none: TensorRT-RTX says so
-    assert engine.not_on_dla(tensorrt_rtx, file) is None
+    assert building.not_on_dla(tensorrt_rtx, file) is None
+    monkeypatch.setattr(building, "find_gpu", lambda: "some GPU")  # which has none: TensorRT-RTX says so
+    assert building.not_on_dla(tensorrt_rtx, file) is None
 
 
 @pytest.mark.parametrize(

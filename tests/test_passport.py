@@ -16,7 +16,7 @@ import tensorrt_rtx
 
 from edgedl import plugins
 from edgedl.core import MissingPackage, ModelFileError, TensorSpec
-from edgedl.nvidia import engine, gpu, passport
+from edgedl.nvidia import building, engine, gpu, passport
 from edgedl.nvidia.gpu import Gpu
 from edgedl.nvidia.passport import Passport
 from edgedl.report import lines
@@ -32,7 +32,7 @@ RELEASE = tensorrt_rtx.__version__
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
-    engine.write_engine(tensorrt_rtx, write_onnx(folder / "model.onnx"), folder / "model.rtx", ("8.6", "8.9"))
+    building.write_engine(tensorrt_rtx, write_onnx(folder / "model.onnx"), folder / "model.rtx", ("8.6", "8.9"))
     return folder / "model.rtx"
 
 
@@ -168,11 +168,11 @@ def test_the_driver_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_times_of_kernels_are_kept_and_damaged_ones_replaced(built: Path, tmp_path: Path) -> None:
     kept = tmp_path / "cache" / "kernels.cache"
     source = built.with_name("model.onnx")
-    engine.build_engine(tensorrt_rtx, source, timing_cache=kept)
+    building.build_engine(tensorrt_rtx, source, timing_cache=kept)
     first = kept.read_bytes()
     assert first
     kept.write_bytes(b"damaged")
-    engine.build_engine(tensorrt_rtx, source, timing_cache=kept)
+    building.build_engine(tensorrt_rtx, source, timing_cache=kept)
     assert kept.read_bytes() == first
     assert [file.name for file in kept.parent.iterdir()] == ["kernels.cache"]
 
@@ -183,8 +183,8 @@ def test_times_are_of_a_version_a_gpu_and_a_power_mode(monkeypatch: pytest.Monke
     modes = ("15W", "MAXN", None)
     found = set()
     for mode in modes:
-        monkeypatch.setattr(engine, "power_mode", lambda mode=mode: mode)
-        found |= {engine.timing_cache(trt, here) for here in (ORIN, ORIN._replace(multiprocessors=8))}
+        monkeypatch.setattr(building, "power_mode", lambda mode=mode: mode)
+        found |= {building.timing_cache(trt, here) for here in (ORIN, ORIN._replace(multiprocessors=8))}
     assert len(found) == 2 * len(modes)
     assert {file.parent for file in found} == {tmp_path / "edgedl" / "timing"}
     assert "tensorrt-10.3.0-Orin-16-MAXN.cache" in {file.name for file in found}

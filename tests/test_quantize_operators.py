@@ -13,7 +13,7 @@ from torch import nn
 
 from edgedl import ladder, measure, plugins, stats
 from edgedl.core import Model, Target, Task, UnsupportedOperator
-from edgedl.nvidia.engine import build_engine
+from edgedl.nvidia.building import build_engine
 from edgedl.quantize.operators import OPERATORS
 from edgedl.quantize.schemes import AFFINE, LITERT, SYMMETRIC
 from edgedl.quantize.simulate import Quantization, activation_observers, export_graph, prepare, simulate

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgedl import ladder, measure, stats
 from edgedl.core import Model
-from edgedl.nvidia.engine import build_engine
+from edgedl.nvidia.building import build_engine
 from edgedl.quantize.recurrent import open_recurrent
 from edgedl.quantize.schemes import Form
 from edgedl.quantize.simulate import Quantization

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgedl.nvidia import engine
+from edgedl.nvidia import building
 from edgedl.sessions import MissingPackage
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _asked(file: Path) -> list[tuple[str, str]] | None:
         import tensorrt
     except ImportError:
         return None
-    return engine.not_on_dla(tensorrt, file)
+    return building.not_on_dla(tensorrt, file)
 
 
 Rule = Callable[[Node], str | None]

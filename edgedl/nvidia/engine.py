@@ -1,29 +1,21 @@
-"""NVIDIA engines, built from ONNX files and run, by TensorRT (10 or 11) or TensorRT-RTX.
-
-Functions take the imported package as `trt`, as the APIs are nearly the same. What differs: strong typing is a flag of
-TensorRT 10 and all that later ones know; compute capabilities are chosen for TensorRT-RTX alone; a timing cache does
-something in TensorRT alone; and the first bytes of files. Running also needs cuda-python, and has not been done here.
-"""
+"""NVIDIA engines, opened and run by TensorRT (10 or 11) or TensorRT-RTX, with cuda-python; not done here."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
-import importlib
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from edgedl.nvidia import passport
-from edgedl.nvidia.gpu import Gpu, call, cuda_runtime, find_gpu, power_mode, why_no_gpu
+from edgedl.nvidia.gpu import call, cuda_runtime, find_gpu, power_mode, why_no_gpu
+from edgedl.nvidia.library import MAGIC, NAMES, describe, message_log, without_garbage_collection
 from edgedl.nvidia.passport import Passport
 from edgedl.sessions import (
     Activation,
@@ -38,216 +30,7 @@ from edgedl.sessions import (
 
 NUM_WARM_UP_RUNS = 5
 NUM_PROFILED_RUNS = 50
-NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-MAGIC = {"tensorrt": b"ftrt", "tensorrt_rtx": b"vtrt"}
-"""The first four bytes of an engine file; bytes 24 to 27 are the version that built it."""
-
-
 Shape: TypeAlias = tuple[int, ...]
-
-
-class Range(NamedTuple):
-    """Sizes of a dimension: from `least` to `most`, and the one for which kernels are chosen and which is measured."""
-
-    least: int
-    usual: int
-    most: int
-
-
-def describe(trt: Any) -> str:
-    """The package and its version: "TensorRT 10.3.0"."""
-    return f"{NAMES[trt.__name__]} {trt.__version__}"
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """NVIDIA's library logs under a lock that its destructors take too: collecting a dead builder there never ends."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        (gc.enable if enabled else gc.disable)()
-
-
-@_without_garbage_collection()
-def build_engine(
-    trt: Any,
-    onnx_file: Path,
-    compute_capabilities: Sequence[str] = (),
-    *,
-    sparse: bool = False,
-    sizes: Mapping[str, Range] = MappingProxyType({}),
-    timing_cache: Path | None = None,
-) -> bytes:
-    """The serialized engine of an ONNX file, strongly typed: precision is what the file says.
-
-    `sizes` are for dimensions that have a name in the file, of which it must have no other without a fixed size.
-    With `sparse`, layers with two zeros in every four weights may run on the GPU's sparse tensor cores.
-    `timing_cache` is a file with the times of kernels from earlier builds, to which those of this one are added.
-    TensorRT builds for the GPU here. TensorRT-RTX needs none: its engine is for `compute_capabilities` ("8.6", "12.0"),
-    or all from 8.0 on. Raises `TargetError` with the node and operator that is refused, or the builder's words.
-    """
-    if trt.__name__ == "tensorrt" and int(trt.__version__.split(".")[0]) < 10:
-        raise TargetError(f"{describe(trt)} is too old for strongly typed networks; install TensorRT 10 or 11")
-    log = _message_log(trt)
-    builder = trt.Builder(log)
-    network, parser = _parsed(trt, builder, onnx_file, log)
-    config = builder.create_builder_config()
-    if sizes:
-        _add_profile(builder, network, config, sizes, onnx_file)
-    if sparse:
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    if compute_capabilities:
-        config.num_compute_capabilities = len(compute_capabilities)
-    for index, version in enumerate(compute_capabilities):
-        capability = getattr(trt.ComputeCapability, "SM" + version.replace(".", ""), None)
-        if capability is None or not config.set_compute_capability(capability, index):
-            raise TargetError(f"{describe(trt)} cannot build for compute capability {version}")
-    if timing_cache is not None:
-        _take_timings(config, timing_cache)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
-        raise TargetError(f"{onnx_file}: {describe(trt)} cannot build an engine: {log.text()}")
-    del parser
-    if timing_cache is not None:
-        _keep_timings(config, timing_cache)
-    return bytes(serialized)
-
-
-def _parsed(trt: Any, builder: Any, onnx_file: Path, log: Any) -> tuple[Any, Any]:
-    """The network of an ONNX file, and the parser, which owns the weights: it has to live as long."""
-    # TensorRT 10 has to be asked for strong typing; later ones know nothing else, and may drop the flag.
-    strong = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strong is None else 1 << int(strong))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(onnx_file.read_bytes(), str(onnx_file)):
-        raise TargetError(f"{onnx_file}: {describe(trt)} {_refusal(parser, log)}")
-    return network, parser
-
-
-def write_engine(
-    trt: Any,
-    onnx_file: Path,
-    file: Path,
-    compute_capabilities: Sequence[str] = (),
-    *,
-    sparse: bool = False,
-    sizes: Mapping[str, Range] = MappingProxyType({}),
-    timing_cache: Path | None = None,
-) -> Passport:
-    """Writes what `build_engine` gives, and its passport beside it."""
-    plan = build_engine(
-        trt, onnx_file, compute_capabilities, sparse=sparse, sizes=sizes, timing_cache=timing_cache
-    )  # fmt: skip
-    file.write_bytes(plan)
-    capabilities = compute_capabilities if trt.__name__ == "tensorrt_rtx" else None
-    made = passport.make(
-        NAMES[trt.__name__], trt.__version__, plan, onnx_file.read_bytes(), find_gpu(), capabilities
-    )  # fmt: skip
-    passport.write(file, made)
-    return made
-
-
-def build_apart(
-    trt: Any,
-    onnx_file: Path,
-    file: Path | None,
-    compute_capabilities: Sequence[str] = (),
-    *,
-    sparse: bool = False,
-    sizes: Mapping[str, Range] = MappingProxyType({}),
-    timing_cache: Path | None = None,
-) -> Passport | None:
-    """As `write_engine` or, without `file`, `build_engine` for what it refuses.
-
-    Where there is a GPU, that is in a fresh process: CUDA, once it is in use, as asking for the GPU takes it, is of no
-    use to a copy of this one.
-    """
-    asked = {
-        "package": trt.__name__,
-        "onnx_file": str(onnx_file),
-        "file": file and str(file),
-        "compute_capabilities": list(compute_capabilities),
-        "sparse": sparse,
-        "sizes": {name: list(found) for name, found in sizes.items()},
-        "timing_cache": timing_cache and str(timing_cache),
-    }
-    if find_gpu() is None:
-        made = build_as_asked(asked)
-    else:
-        from edgedl import child  # which devices that engines are opened on do not have
-
-        made = child.fresh(f"the builder of {NAMES[trt.__name__]}", build_as_asked, asked, child.Bounds(math.inf))
-    return None if made is None else passport.of(made)
-
-
-def build_as_asked(asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `build_apart` asks for, which is JSON; the passport."""
-    trt, onnx_file = importlib.import_module(asked["package"]), Path(asked["onnx_file"])
-    sizes = {name: Range(*found) for name, found in asked["sizes"].items()}
-    cache = None if asked["timing_cache"] is None else Path(asked["timing_cache"])
-    options: dict[str, Any] = {"sparse": asked["sparse"], "sizes": sizes, "timing_cache": cache}
-    if asked["file"] is None:
-        build_engine(trt, onnx_file, asked["compute_capabilities"], **options)
-        return None
-    return asdict(write_engine(trt, onnx_file, Path(asked["file"]), asked["compute_capabilities"], **options))
-
-
-def timing_cache(trt: Any, gpu: Gpu) -> Path:
-    """Where times of kernels are kept from one build to the next, for this version, this GPU and its power mode."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    told = f"{trt.__name__} {trt.__version__} {gpu.name} {gpu.multiprocessors} {power_mode() or ''}"
-    return cache / "edgedl" / "timing" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', told).strip('-')}.cache"
-
-
-def _take_timings(config: Any, file: Path) -> None:
-    """A cache that is damaged, or of another version or GPU, is not taken: the builder starts one anew."""
-    for content in (file.read_bytes() if file.is_file() else b"", b""):
-        found = config.create_timing_cache(content)
-        if found is not None and config.set_timing_cache(found, False):
-            return
-
-
-def _keep_timings(config: Any, file: Path) -> None:
-    found = config.get_timing_cache()
-    if found is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")  # two may build at the same time
-    partial.write_bytes(bytes(found.serialize()))
-    partial.replace(file)
-
-
-def _add_profile(builder: Any, network: Any, config: Any, sizes: Mapping[str, Range], onnx_file: Path) -> None:
-    """Tells the builder which sizes an engine has to take, and for which to choose kernels."""
-    profile = builder.create_optimization_profile()
-    for value in (network.get_input(index) for index in range(network.num_inputs)):
-        ranges = [
-            Range(size, size, size) if size >= 0 else sizes[value.get_dimension_name(axis)]
-            for axis, size in enumerate(value.shape)
-        ]
-        profile.set_shape(value.name, *zip(*ranges, strict=True))
-    if config.add_optimization_profile(profile) < 0:
-        raise TargetError(f"{onnx_file}: NVIDIA's builder does not take the sizes {dict(sizes)}")
-
-
-@_without_garbage_collection()
-def not_on_dla(trt: Any, onnx_file: Path) -> list[tuple[str, str]] | None:
-    """Kind and name of each layer that TensorRT says a DLA cannot run; None where no DLA is. Not run on one yet."""
-    if find_gpu() is None:
-        return None
-    log = _message_log(trt)
-    builder = trt.Builder(log)
-    if builder.num_DLA_cores == 0:
-        return None
-    network, parser = _parsed(trt, builder, onnx_file, log)
-    config = builder.create_builder_config()
-    config.default_device_type, config.DLA_core = trt.DeviceType.DLA, 0
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    found = [(layer.type.name, layer.name) for layer in layers if not config.can_run_on_DLA(layer)]
-    del parser
-    return found
 
 
 class EngineSession:
@@ -258,7 +41,7 @@ class EngineSession:
     Raises `ModelFileError` for a file that is no engine of this package, version and GPU, `TargetError` without a GPU.
     """
 
-    @_without_garbage_collection()
+    @without_garbage_collection()
     def __init__(self, trt: Any, file: Path, *, cuda_graph: bool = False, spin_wait: bool = True) -> None:
         plan, here = _read_plan(trt, file), find_gpu()
         known = passport.read(file)
@@ -269,7 +52,7 @@ class EngineSession:
         self.settings: Mapping[str, Any] = _settings(known, cuda_graph, spin_wait)
         self.file, self._trt, self._cuda = file, trt, cuda_runtime()
         self.runtime = describe(trt).lower()
-        self._log = _message_log(trt)
+        self._log = message_log(trt)
         with ExitStack() as resources:  # gives back what was taken if a later step fails
             self._runtime = trt.Runtime(self._log)
             self._engine = _deserialize(trt, self._runtime, plan, file, self._log)
@@ -327,7 +110,7 @@ class EngineSession:
         """None: the fused layers of an engine show no intermediate values."""
         return ()
 
-    @_without_garbage_collection()
+    @without_garbage_collection()
     def close(self) -> None:
         """Gives back everything on the device; a second call does nothing."""
         self._context = None
@@ -393,7 +176,7 @@ class EngineSession:
             for name, spec in self.outputs.items()
         }
 
-    @_without_garbage_collection()
+    @without_garbage_collection()
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
@@ -495,37 +278,3 @@ def _deserialize(trt: Any, runtime: Any, plan: bytes, file: Path, log: Any) -> A
 def _foreign(trt: Any, plan: bytes, file: Path) -> str:
     built_by = f"{NAMES[trt.__name__]} {'.'.join(map(str, plan[24:28]))}"
     return f"{file}, built by {built_by}, is not for {describe(trt)} and the GPU here; {passport.remedy(file)}"
-
-
-def _message_log(trt: Any) -> Any:
-    """A logger that prints nothing and keeps what went wrong."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.WARNING:  # the lower, the worse
-                kept = self.warnings if severity == trt.ILogger.Severity.WARNING else self.errors
-                kept.append(_one_line(message))
-
-        def text(self) -> str:
-            return "; ".join(dict.fromkeys(self.errors or self.warnings))[:600] or "NVIDIA's library gave no reason"
-
-    return Log()
-
-
-def _refusal(parser: Any, log: Any) -> str:
-    """What the parser refuses, in one line: node, operator, NVIDIA's own words."""
-    error = parser.get_error(0) if parser.num_errors else None
-    if error is None or not error.node_operator():
-        return f"cannot parse it: {log.text()}"
-    node = f"{error.node_name() or error.node()} ({error.node_operator()})"
-    return f"refuses node {node}: {error.code().name}: {_one_line(error.desc())} (in {error.func()})"
-
-
-def _one_line(text: str) -> str:
-    # Without a driver the library adds a CUDA error to whatever it says, which has nothing to do with the matter.
-    return " ".join(re.sub(r"\[checkMacros\.cpp::catchCudaError.*?\)\)", "", text, flags=re.DOTALL).split())

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgedl.nvidia.engine import EngineSession, Range, describe, write_engine
+from edgedl.nvidia.building import Range, write_engine
+from edgedl.nvidia.engine import EngineSession
+from edgedl.nvidia.library import describe
 from edgedl.sessions import TargetError
 
 TIMINGS = "timing.cache"

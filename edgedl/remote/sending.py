@@ -22,7 +22,7 @@ MODULES = (
     *("remote/__init__", "remote/runner", "remote/calls", "links/__init__", "links/far_end", "links/said"),
     *("devices/__init__", "devices/local", "probes/__init__", "probes/loads", "probes/sensors", "probes/jetson"),
     *("tflite/__init__", "tflite/litert", "tflite/flatbuffer", "tflite/loops", "onnx/__init__", "onnx/session"),
-    *("nvidia/__init__", "nvidia/engine", "nvidia/engine_there", "nvidia/passport", "nvidia/gpu"),
+    *(f"nvidia/{name}" for name in ("__init__", "building", "engine", "engine_there", "gpu", "library", "passport")),
 )
 """What the runner imports."""
 RUNNER, JOB = "edgedl.pyz", "job.json"

@@ -13,8 +13,10 @@ from pydantic import PositiveInt
 
 from edgedl import dimensions, files
 from edgedl.core import BATCH, Artifact, MissingPackage, Model, Target, TargetError, Task
-from edgedl.nvidia.engine import EngineSession, Range, build_apart, describe, timing_cache
+from edgedl.nvidia.building import Range, build_apart, timing_cache
+from edgedl.nvidia.engine import EngineSession
 from edgedl.nvidia.gpu import find_gpu, why_no_gpu
+from edgedl.nvidia.library import describe
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 

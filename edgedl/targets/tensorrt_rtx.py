@@ -10,8 +10,10 @@ from pydantic import PositiveInt
 
 from edgedl import dimensions
 from edgedl.core import Artifact, Model, Target, Task
-from edgedl.nvidia.engine import EngineSession, Range, build_apart, describe
+from edgedl.nvidia.building import Range, build_apart
+from edgedl.nvidia.engine import EngineSession
 from edgedl.nvidia.gpu import find_gpu, why_no_gpu
+from edgedl.nvidia.library import describe
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 
 

@@ -29,7 +29,7 @@ from edgedl.core import (
     TensorSpec,
 )
 from edgedl.nvidia import passport
-from edgedl.nvidia.engine import timing_cache
+from edgedl.nvidia.building import timing_cache
 from edgedl.nvidia.gpu import Gpu, power_mode
 from edgedl.quantize.schemes import TENSORRT, Form, Scheme
 

@@ -16,7 +16,7 @@ import pytest
 
 from edgedl import benching, plugins
 from edgedl.core import Batch, ModelFileError, Target, UsageError
-from edgedl.nvidia import engine, gpu, passport
+from edgedl.nvidia import building, engine, gpu, library, passport
 
 if (no_gpu := gpu.why_no_gpu()) is not None:
     pytest.skip(f"needs an NVIDIA GPU: {no_gpu}", allow_module_level=True)
@@ -88,7 +88,7 @@ def files(
     """Precision, ONNX file, engine file."""
     folder = tmp_path_factory.mktemp(request.param)
     source, built = write_onnx(folder / "model.onnx", request.param), engine_file(trt, folder)
-    engine.write_engine(trt, source, built)
+    building.write_engine(trt, source, built)
     return request.param, source, built
 
 
@@ -127,7 +127,7 @@ def test_gpu_is_described() -> None:
 
 
 def test_session_says_what_it_takes(trt: ModuleType, session: engine.EngineSession) -> None:
-    assert session.runtime == engine.describe(trt).lower()
+    assert session.runtime == library.describe(trt).lower()
     assert {name: (spec.shape, spec.dtype) for name, spec in session.inputs.items()} == {
         "image": ((2, 3, 16, 16), "float32")
     }
@@ -236,9 +236,9 @@ def test_bench_states_how_the_engine_was_run(files: tuple[str, Path, Path]) -> N
 def test_timings_are_kept(tmp_path: Path) -> None:
     tensorrt = importlib.import_module("tensorrt")
     source, kept = write_onnx(tmp_path / "model.onnx", "fp32"), tmp_path / "kernels.cache"
-    engine.write_engine(tensorrt, source, tmp_path / "first.engine", timing_cache=kept)
+    building.write_engine(tensorrt, source, tmp_path / "first.engine", timing_cache=kept)
     size = kept.stat().st_size
-    engine.write_engine(tensorrt, source, tmp_path / "again.engine", timing_cache=kept)
+    building.write_engine(tensorrt, source, tmp_path / "again.engine", timing_cache=kept)
     assert kept.stat().st_size == size > 0
 
 
@@ -249,7 +249,7 @@ def test_engine_for_another_gpu(tmp_path: Path, with_passport: bool) -> None:
     assert here is not None
     other = "7.5" if here.compute_capability != "7.5" else "12.0"
     file = engine_file(trt, tmp_path)
-    engine.write_engine(trt, write_onnx(tmp_path / "model.onnx", "fp32"), file, (other,))
+    building.write_engine(trt, write_onnx(tmp_path / "model.onnx", "fp32"), file, (other,))
     if not with_passport:
         passport.file_beside(file).unlink()
     with pytest.raises(ModelFileError, match=r"build it again on this device"):
@@ -260,7 +260,7 @@ def test_engine_for_another_gpu(tmp_path: Path, with_passport: bool) -> None:
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_an_engine_for_a_range_of_batches(trt: ModuleType, precision: str, cuda_graph: bool, tmp_path: Path) -> None:
     source, built = write_onnx(tmp_path / "model.onnx", precision, "batch"), engine_file(trt, tmp_path)
-    engine.write_engine(trt, source, built, sizes={"batch": engine.Range(1, 2, 5)})
+    building.write_engine(trt, source, built, sizes={"batch": building.Range(1, 2, 5)})
     session = target_of(trt, cuda_graph=cuda_graph).open(built)
     assert (session.inputs["image"].shape, session.inputs["image"].free) == ((2, 3, 16, 16), (0,))
     assert (session.outputs["mean"].shape, session.outputs["mean"].free) == ((2, 8), (0,))
