@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -58,15 +59,19 @@ def cifar10_folder(tmp_path_factory) -> Path:
     return test_cifar10.write_files(tmp_path_factory.mktemp("cifar10"))
 
 
-@pytest.fixture(params=plugins.names("tasks"))
-def task(request, mnist_folder, cifar10_folder, tmp_path_factory) -> Task:
-    """A task of every kind; one that needs files gets those of this test."""
+@pytest.fixture(scope="module")
+def tasks(mnist_folder, cifar10_folder, tmp_path_factory) -> dict[str, Task]:
+    """One of every kind; those that need files get made ones."""
+    table = tmp_path_factory.mktemp("data") / "table.csv"
+    table.write_text("\n".join(["x,y,label", *(f"{index},{index / 7},{index % 3}" for index in range(200))]))
     fields = {"mnist": {"folder": str(mnist_folder)}, "cifar10": {"folder": str(cifar10_folder)}}
-    if request.param == "data":
-        table = tmp_path_factory.mktemp("data") / "table.csv"
-        table.write_text("\n".join(["x,y,label", *(f"{index},{index / 7},{index % 3}" for index in range(200))]))
-        fields["data"] = {"source": str(table)}
-    return plugins.load("tasks", request.param)(**fields.get(request.param, {}))
+    fields["data"] = {"source": str(table)}
+    return {name: plugins.load("tasks", name)(**fields.get(name, {})) for name in plugins.names("tasks")}
+
+
+@pytest.fixture(params=plugins.names("tasks"))
+def task(request, tasks) -> Task:
+    return tasks[request.param]
 
 
 def samples(task: Task, split) -> set[str]:
@@ -102,17 +107,29 @@ def digest(task: Task) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_another_process_has_the_same_data(task, tmp_path):
-    """One that has to make it: nothing is in its cache."""
+@pytest.fixture(scope="module")
+def elsewhere(tasks, tmp_path_factory) -> dict[str, str]:
+    """The digest of each task's data in another process, which has to make it: nothing is in its cache."""
     program = (
-        "import sys; from edgedl import plugins; from tests.test_tasks import digest;"
-        " print(digest(plugins.load('tasks', sys.argv[1]).model_validate_json(sys.argv[2])))"
+        "import json, sys; from edgedl import plugins; from tests.test_tasks import digest\n"
+        "for name, task in json.load(sys.stdin).items():\n"
+        "    print(name, digest(plugins.load('tasks', name).model_validate(task)), flush=True)\n"
     )
-    command = [sys.executable, "-c", program, task.use, task.model_dump_json()]
-    variables = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    here = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=here, env=variables, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == [digest(task)], done.stderr
+    told = json.dumps({name: task.model_dump(mode="json") for name, task in tasks.items()})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=told,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
+def test_another_process_has_the_same_data(task, elsewhere):
+    assert elsewhere.get(task.use) == digest(task)
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
