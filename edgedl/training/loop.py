@@ -13,7 +13,7 @@ from edgedl import checkpoint, progress
 from edgedl.core import Batch, Task, UsageError
 from edgedl.measure import evaluate
 from edgedl.torch_session import TorchSession, named_outputs
-from edgedl.training import parallel, sparsity
+from edgedl.training import layout, parallel, sparsity
 from edgedl.training.sparsity import AfterStep
 
 Loss = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], torch.Tensor]
@@ -65,6 +65,14 @@ def fit(
     data = _as_tensors(arrays)
     num_samples = len(next(iter(data.values())))
     batch_size = min(batch_size, num_samples)  # PyTorch takes no number that is too long for it
+
+    def learn(net: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        given = net(*(batch[name] for name in task.inputs))
+        # A mapping may hold more than the task's outputs, for the loss to see.
+        return loss(given if isinstance(given, Mapping) else named_outputs(given, task), batch)
+
+    memory = layout.fastest(net, {name: values[:batch_size] for name, values in data.items()}, learn)
+    net.to(memory_format=memory)  # type: ignore[call-overload]
     steps_per_epoch = -(-num_samples // batch_size)
     if optimizer == "adam":
         rule: torch.optim.Optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay)
@@ -80,6 +88,7 @@ def fit(
         best, best_weights = reached["best"], reached["best_weights"]
         net.load_state_dict(reached["net"])
         rule.load_state_dict(reached["rule"])
+        layout.put_rule(rule)
         if decay is not None:
             decay.load_state_dict(reached["decay"])
         with torch.no_grad():
@@ -102,11 +111,9 @@ def fit(
             batches = torch.split(order, batch_size)
             for index in range(len(losses) + 1, len(batches) + 1):
                 mine, share = parallel.part(batches[index - 1])
-                batch = {name: values[mine] for name, values in data.items()}
+                batch = layout.laid({name: values[mine] for name, values in data.items()}, memory)
                 rule.zero_grad()
-                given = shared(*(batch[name] for name in task.inputs))
-                # A mapping may hold more than the task's outputs, for the loss to see.
-                value = share * loss(given if isinstance(given, Mapping) else named_outputs(given, task), batch)
+                value = share * learn(shared, batch)
                 value.backward()  # type: ignore[no-untyped-call]
                 rule.step()
                 with torch.no_grad():
@@ -131,6 +138,7 @@ def fit(
     torch.set_rng_state(parallel.same(torch.get_rng_state()))  # parts of other sizes have drawn other numbers
     if epochs >= first:
         course.finish(lambda: state() | {"epoch": epochs + 1, "net": best_weights})
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     net.load_state_dict(best_weights)
     return net.eval(), history
 
