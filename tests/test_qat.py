@@ -62,7 +62,8 @@ def depthwise() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    loop.seed(1)
+    """One of which rounding to four bits takes ten points: with two, few test samples decide what is recovered."""
+    loop.seed(2)
     return loop.fit(depthwise(), Digits(), Digits().loss, epochs=10, lr=1e-2, label="train", **OPTIONS)[0]
 
 
@@ -183,7 +184,7 @@ def test_it_recovers_half_of_what_rounding_costs(trained, after):
     reference = evaluate(TorchSession(trained, task), task, "test").score
     rounded = Quantization(trained, task, "auto", weight_bits=4).simulated(AFFINE).evaluated("test").score
     recovered = after.quantization.simulated(AFFINE).evaluated("test").score
-    assert reference - rounded > 0.01
+    assert reference - rounded > 0.05
     assert reference - recovered <= (reference - rounded) / 2
 
 
