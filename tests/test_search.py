@@ -411,6 +411,20 @@ def test_the_number_nearest_to_any_is_one_of_the_range_s_and_the_sampler_s(found
     assert abs(nearest - number) <= min(abs(one - number) for one in others) + 1e-6
 
 
+def test_every_other_later_trial_is_like_one_of_the_front(tmp_path):
+    study = study_in(tmp_path, text=searched('"steps.prune.ratio" = { low = 0.1, high = 0.9 }'))
+    for number in range(8):
+        study.tell(study.ask().number, come_of(9 - number))
+    best = study.ask()  # which no later one beats
+    study.tell(best.number, come_of(0))
+    assert study.front() == [study.trials()[best.number]]
+    for number in range(9, 29):
+        study.tell(study.ask().number, come_of(number))
+    off = [abs(one.values["steps.prune.ratio"] - best.values["steps.prune.ratio"]) for one in study.trials()[9::2]]
+    assert 0 < sum(off) / len(off) < 0.08  # of a range of 0.8
+    assert max(off) < 0.2
+
+
 # What cannot come to anything
 
 

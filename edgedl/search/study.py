@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     import optuna
 
 STARTUP = 8
-"""So many trials like the recipe as it is written before the sampler has enough to go by."""
-SPREAD = 0.15
-"""How far those are from what is written: a standard deviation, as a share of the range."""
+"""So many trials like the recipe as it is written before the sampler has enough to go by. Later, every other trial is
+like one of the front: an hour may be twenty trials, and a sampler wants more to tell good values from bad ones."""
+SPREAD, NEAR = 0.15, 0.07
+"""How far those are from what they are like, at first and later: a standard deviation, as a share of the range."""
 SAME = 0.7
-"""The chance that of a list they have what is written."""
+"""The chance that of a list they have the same."""
 SEEN = 250
 """So many of the latest trials the sampler goes by, twice as many for a while, and by the front: it takes its time.
 
@@ -270,8 +271,12 @@ class Study:
                 return waiting[0].values
         for repeats in range(MAX_REPEATS):
             seed = (self.goal.space.recipe.seed + 1_000_003 * len(self._known) + 7_919 * repeats) % 2**32
-            if len(self._known) <= STARTUP and 2 * repeats < MAX_REPEATS:
-                values = self.goal.space.sample(partial(_like, random.Random(seed), self.goal.space.written))
+            dice, number = random.Random(seed), len(self._known)
+            if number <= STARTUP and 2 * repeats < MAX_REPEATS:
+                values = self.goal.space.sample(partial(_like, dice, SPREAD, self.goal.space.written))
+            elif number % 2 and self._front and 2 * repeats < MAX_REPEATS:
+                best = self.goal.space.written | dice.choice(self.front()).values
+                values = self.goal.space.sample(partial(_like, dice, NEAR, best))
             else:
                 chance = optuna.samplers.RandomSampler(seed=seed)
                 model = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
@@ -427,13 +432,13 @@ class Seldom:
         return True
 
 
-def _like(chance: random.Random, written: Values, path: str, found: Range | tuple[Any, ...]) -> Any:
-    """A value like the one that is written, which is a person's guess of what is good."""
+def _like(chance: random.Random, spread: float, good: Values, path: str, found: Range | tuple[Any, ...]) -> Any:
+    """A value like one that is good, by what has been measured or by the guess of whoever wrote the recipe."""
     if not isinstance(found, Range):
-        return written[path] if chance.random() < SAME else chance.choice(found)
+        return good[path] if chance.random() < SAME else chance.choice(found)
     scale, back = (math.log, math.exp) if found.log else (float, float)
-    spread = SPREAD * (scale(found.high) - scale(found.low))
-    return found.nearest(back(chance.gauss(scale(written[path]), spread)))
+    off = spread * (scale(found.high) - scale(found.low))
+    return found.nearest(back(chance.gauss(scale(good[path]), off)))
 
 
 def _suggested(trial: optuna.Trial, path: str, found: Range | tuple[Any, ...]) -> Any:
