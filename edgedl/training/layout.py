@@ -12,22 +12,28 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-Learn = Callable[[torch.nn.Module, Mapping[str, torch.Tensor]], torch.Tensor]
-"""`(network, batch) -> loss`."""
+Named = Mapping[str, torch.Tensor]
 
 
-def fastest(net: torch.nn.Module, batch: Mapping[str, torch.Tensor], learn: Learn) -> torch.memory_format:
+def fastest(
+    net: torch.nn.Module,
+    batch: Named,
+    answer: Callable[[torch.nn.Module, Named], Named],
+    loss: Callable[[Named, Named], torch.Tensor],
+) -> torch.memory_format:
     """Channels last where a network has weights of four dimensions, and a copy of it learns a batch so; else as usual.
 
     It may not: a `view`, say, takes memory for what it usually is. Random streams are left as they were.
     """
     if not any(parameter.ndim == 4 for parameter in net.parameters()):
         return torch.contiguous_format
-    tried, drawn = copy.deepcopy(net).train(), np.random.get_state()
+    tried, drawn, images = copy.deepcopy(net), np.random.get_state(), laid(batch, torch.channels_last)
     try:
         with torch.random.fork_rng(devices=[]):
             tried.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            learn(tried, laid(batch, torch.channels_last)).backward()  # type: ignore[no-untyped-call]
+            loss(answer(tried.train(), images), images).backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                answer(tried.eval(), batch)  # as it is validated: a module may do something else then
     except Exception:  # of any kind: a module may be a person's own; if that was not why, training raises it again
         return torch.contiguous_format
     finally:
@@ -35,7 +41,7 @@ def fastest(net: torch.nn.Module, batch: Mapping[str, torch.Tensor], learn: Lear
     return torch.channels_last
 
 
-def laid(batch: Mapping[str, torch.Tensor], layout: torch.memory_format) -> dict[str, torch.Tensor]:
+def laid(batch: Named, layout: torch.memory_format) -> dict[str, torch.Tensor]:
     """The same batch, images in that layout."""
     return {
         name: values.contiguous(memory_format=layout) if values.ndim == 4 else values for name, values in batch.items()

@@ -66,12 +66,12 @@ def fit(
     num_samples = len(next(iter(data.values())))
     batch_size = min(batch_size, num_samples)  # PyTorch takes no number that is too long for it
 
-    def learn(net: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def answer(net: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         given = net(*(batch[name] for name in task.inputs))
         # A mapping may hold more than the task's outputs, for the loss to see.
-        return loss(given if isinstance(given, Mapping) else named_outputs(given, task), batch)
+        return given if isinstance(given, Mapping) else named_outputs(given, task)
 
-    memory = layout.fastest(net, {name: values[:batch_size] for name, values in data.items()}, learn)
+    memory = layout.fastest(net, {name: values[:batch_size] for name, values in data.items()}, answer, loss)
     net.to(memory_format=memory)  # type: ignore[call-overload]
     steps_per_epoch = -(-num_samples // batch_size)
     if optimizer == "adam":
@@ -113,7 +113,7 @@ def fit(
                 mine, share = parallel.part(batches[index - 1])
                 batch = layout.laid({name: values[mine] for name, values in data.items()}, memory)
                 rule.zero_grad()
-                value = share * learn(shared, batch)
+                value = share * loss(answer(shared, batch), batch)
                 value.backward()  # type: ignore[no-untyped-call]
                 rule.step()
                 with torch.no_grad():
