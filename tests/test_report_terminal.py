@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
 from edgedl.report import terminal
 from tests.sample_report import climb, row, sample_report
 
@@ -38,3 +44,36 @@ def test_further_figures_of_a_float_run_have_no_arrow(capsys):
     report["rows"][0]["figures"] = {"R²": 0.45}
     terminal.print_report(report)
     assert "tflite, float: R² 0.45\n" in capsys.readouterr().out
+
+
+def bench_row(file: str) -> dict[str, Any]:
+    latency = {"median": 0.36, "ci95": [0.358, 0.36], "p90": 0.569, "p99": 0.614}
+    told = {"runtime": "ai_edge_litert 2.3.0", "size_bytes": 316800, "score": None, "init_ms": 32.2}
+    return {
+        "file": file,
+        "latency_ms": latency,
+        "peak_memory_bytes": 17400000,
+        "speedup": None,
+        "operators": None,
+    } | told
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (
+            ["runs/cnn/float/model.tflite", "runs/cnn/int8/model.tflite"],
+            "in runs/cnn\nfile float/model.tflite int8/mod",
+        ),
+        (["/runs/a.onnx", "runs/a.onnx"], "file /runs/a.onnx runs/a.onnx"),
+        (["a.onnx", "b.onnx"], "file a.onnx b.onnx"),
+        (["runs/cnn/model.tflite"], "file runs/cnn/model.tflite"),
+        (["runs/a.onnx", "runs/a.onnx"], "in runs\nfile a.onnx a.onnx"),
+    ],
+)
+def test_files_are_told_apart_on_a_narrow_terminal(files, shown, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "open_console", lambda: Console(markup=False, width=80))
+    terminal.print_bench([bench_row(file) for file in files])
+    text = re.sub(" +", " ", capsys.readouterr().out)
+    assert text.startswith(shown)
+    assert text.count("95 % interval 0.358-0.360 ms") == 1
