@@ -88,7 +88,10 @@ class Range(BaseModel):
             return float(within)
         most = math.floor((self.high - self.low) / step + 1e-6)  # 0.3 / 0.1 is less than 3
         found = self.low + min(round((within - self.low) / step), most) * step
-        return found if self.whole else float(f"{found:.12g}")  # 0.1 + 2 * 0.1 is more than 0.3
+        if self.whole:
+            return found
+        digits = 9 - math.floor(math.log10(step))
+        return min(round(float(found), digits), float(self.high))  # 0.1 + 2 * 0.1 is more than 0.3
 
     def rounded(self, number: float) -> float:
         """A number of its with few digits, so that recipes can be read."""

@@ -72,8 +72,17 @@ def bench_row(file: str) -> dict[str, Any]:
     ],
 )
 def test_files_are_told_apart_on_a_narrow_terminal(files, shown, capsys, monkeypatch):
-    monkeypatch.setattr(terminal, "open_console", lambda: Console(markup=False, width=80))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(terminal, "open_console", lambda: Console(markup=False, width=80, force_terminal=True))
     terminal.print_bench([bench_row(file) for file in files])
     text = re.sub(" +", " ", capsys.readouterr().out)
     assert text.startswith(shown)
     assert text.count("95 % interval 0.358-0.360 ms") == 1
+
+
+def test_a_table_that_goes_into_a_file_is_as_wide_as_it_has_to_be(capsys):
+    names = [f"{'long/' * 40}{name}.onnx" for name in ("a", "b")]
+    terminal.print_bench([bench_row(name) for name in (*names, "c.onnx")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["file", *names, "c.onnx"]
+    assert all("0.358-0.360 ms" in line for line in lines[1:])

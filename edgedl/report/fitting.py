@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
@@ -24,6 +24,15 @@ def empty(*columns: str, title: str | None = None, right: Sequence[str] = ()) ->
     return table
 
 
+def show(console: Console, table: Table, form: Callable[[Table, int], RenderableType]) -> None:
+    """Prints a table as it fits into a terminal; one that goes into a file is as wide as it has to be."""
+    width = console.width
+    if not console.is_terminal and not console.record:
+        console.width = max(width, _whole(table))
+    console.print(form(table, console.width))
+    console.width = width
+
+
 def turned(table: Table, width: int) -> RenderableType:
     """The table; where it is too wide, with a column for each row, as many of them beside each other as fit."""
     return table if _fits(table, width) else Group(*_on_its_side(table, width))
@@ -37,7 +46,7 @@ def listed(table: Table, width: int) -> RenderableType:
 def _fits(table: Table, width: int) -> bool:
     """Whether there is room for each word and figure; if so, columns are given as much more as they want."""
     least = [_least(column) for column in table.columns]
-    wants = [_wide((column.header, *column.cells)) - few for column, few in zip(table.columns, least, strict=True)]
+    wants = [_wide(_texts(column)) - few for column, few in zip(table.columns, least, strict=True)]
     room = width - GAP * (len(least) - 1) - sum(least)
     if room < 0:
         return False
@@ -46,6 +55,15 @@ def _fits(table: Table, width: int) -> bool:
         table.columns[index].width = least[index] + more
         room -= more
     return True
+
+
+def _whole(table: Table) -> int:
+    """The width of a table whose cells have one line."""
+    return sum(_wide(_texts(column)) for column in table.columns) + GAP * (len(table.columns) - 1)
+
+
+def _texts(column: Column) -> list[RenderableType]:
+    return [column.header, *column.cells]
 
 
 def _least(column: Column) -> int:

@@ -63,7 +63,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             Text(row["status"], style=STATUS_STYLE[row["status"]]),
         )
     console.print()
-    console.print(fitting.turned(table, console.width))
+    fitting.show(console, table, fitting.turned)
     console.print()
     quantized = [entry for entry in report["ladder"] if entry["quantization"] is not None]
     for entry in quantized:
@@ -136,7 +136,7 @@ def print_analysis(analysis: Mapping[str, Any]) -> None:
         four_digits(together and together["score"]),
     )
     console.print()
-    console.print(fitting.listed(table, console.width))
+    fitting.show(console, table, fitting.listed)
     console.print()
     console.print(f"{metric} of the float network: {analysis['score']:.4f} on {analysis['samples']} validation samples")
     for line in lines.missing_figures(analysis):
@@ -163,7 +163,7 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             milliseconds(row["init_ms"]),
             size(row["peak_memory_bytes"]),
         )
-    console.print(fitting.turned(table, console.width))
+    fitting.show(console, table, fitting.turned)
     for row in rows:
         if row["speedup"]:
             low, high = row["speedup"]["ci95"]
@@ -196,7 +196,7 @@ def print_devices(found: Sequence[Mapping[str, Any]]) -> None:
                 Text(row["status"], style=STATUS_STYLE[row["status"]]),
             )
         console.print()
-        console.print(fitting.turned(table, console.width))
+        fitting.show(console, table, fitting.turned)
         if said := lines.conditions(device["environment"]):
             console.print(said)
         if not device["timed"]:
@@ -231,7 +231,7 @@ def print_device_list(rows: Sequence[Mapping[str, Any]]) -> None:
             _state(found) or NONE,
             found.get("runs_with") or NONE,
         )
-    _print_list(table)
+    fitting.show(open_console(), table, fitting.listed)
 
 
 def _state(found: Mapping[str, Any]) -> str:
@@ -250,7 +250,7 @@ def print_operators(title: str, operators: Sequence[Mapping[str, Any]]) -> None:
     table = _table("operator", "kind", "time", title=title)
     for operator in operators:
         table.add_row(operator["name"], operator["kind"], milliseconds(operator["time_ms"]))
-    _print_list(table)
+    fitting.show(open_console(), table, fitting.listed)
 
 
 def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | None]) -> None:
@@ -270,7 +270,7 @@ def print_recipes(recipes: Sequence[Recipe], last: Sequence[Mapping[str, Any] | 
             f"{figures['target']}: {figures['ship']}" if figures else NONE,
             recipe.description,
         )
-    console.print(fitting.listed(table, console.width))
+    fitting.show(console, table, fitting.listed)
     if not any(last):
         console.print("\nNo recipe has a finished run here: `edgedl compress --recipe NAME` makes one.")
 
@@ -282,7 +282,7 @@ def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
         steps = (str(row["steps"]), str(row["shared_steps"]))
         table.add_row(row["run"], row["state"], row["stage"], *steps, size(row["size_bytes"]))
     console = open_console()
-    console.print(fitting.listed(table, console.width))
+    fitting.show(console, table, fitting.listed)
     console.print(f"{len(rows)} runs, {size(sum(row['size_bytes'] for row in rows))}")
 
 
@@ -302,7 +302,7 @@ def print_targets(rows: Sequence[Mapping[str, Any]]) -> None:
             _lacks(row["run_lacks"]),
             row["install"] or NONE,
         )
-    _print_list(table)
+    fitting.show(open_console(), table, fitting.listed)
 
 
 def print_device(device: Mapping[str, Any]) -> None:
@@ -333,7 +333,7 @@ def print_inspected(rows: Sequence[Mapping[str, Any]]) -> None:
             NONE if row["labels"] is None else str(row["labels"]),
             {None: NONE, True: "yes", False: "none"}[row["metadata"]],
         )
-    console.print(fitting.listed(table, console.width))
+    fitting.show(console, table, fitting.listed)
     for row in rows:
         for found in row["accelerators"]:
             if found["note"]:
@@ -345,7 +345,7 @@ def print_inspected(rows: Sequence[Mapping[str, Any]]) -> None:
                 for entry in found["leaving"]:
                     layers = ", ".join(entry["layers"]) + (" ..." if entry["times"] > len(entry["layers"]) else "")
                     left.add_row(entry["operator"], str(entry["times"]), entry["reason"], layers)
-                console.print(fitting.listed(left, console.width))
+                fitting.show(console, left, fitting.listed)
             if (found["parts"] or 1) > 1:
                 console.print(
                     f"{row['file']}: it divides into {found['parts']} parts, and by default the delegate takes the "
@@ -397,11 +397,6 @@ def _speedup(row: Mapping[str, Any]) -> str:
 
 def _lacks(missing: Sequence[str]) -> Text:
     return Text("yes", style="green") if not missing else Text(f"no: {', '.join(missing)}", style="yellow")
-
-
-def _print_list(table: Table) -> None:
-    console = open_console()
-    console.print(fitting.listed(table, console.width))
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
