@@ -14,7 +14,7 @@ from typing import Any
 @functools.cache
 def keep_tables() -> None:
     """From now on in this process; to be called before an export, of whatever kind."""
-    for keep in (_keep_onnx_functions, _keep_composite_operators, _keep_annotations):
+    for keep in (_keep_onnx_functions, _keep_composite_operators, _keep_annotations, _keep_what_is_decomposed):
         try:
             keep()
         except (ImportError, AttributeError):
@@ -57,6 +57,31 @@ def _keep_composite_operators() -> None:
             known = registered
 
     utils._materialize_cpp_cia_ops = look_up_new
+
+
+def _keep_what_is_decomposed() -> None:
+    """torch.onnx traces each program again to decompose it, also one whose operators it translates as they are.
+
+    That is half of the time of an export, and such programs are most of those of quantized graphs.
+    """
+    import operator
+
+    from torch._ops import OpOverload
+    from torch.onnx._internal.exporter import _fx_passes
+
+    decompose: Callable[[Any, Any], Any] = _fx_passes.decompose_with_registry
+
+    def decompose_if_need_be(program: Any, registry: Any) -> Any:
+        known = {functions[0].fx_target for functions in registry.functions.values()}
+        for node in program.graph.nodes:
+            if node.op in ("placeholder", "output") or node.target is operator.getitem:
+                continue
+            target = node.target
+            if not isinstance(target, OpOverload) or target not in known or target._schema.is_mutable:
+                return decompose(program, registry)
+        return program
+
+    _fx_passes.decompose_with_registry = decompose_if_need_be  # type: ignore[assignment]
 
 
 def _keep_annotations() -> None:

@@ -46,6 +46,29 @@ def test_what_is_translated_for_one_export_is_not_for_the_next():
     assert [[node.op_type for node in program.model.graph] for program in made] == [["Relu"], ["Abs"], ["Relu"]]
 
 
+def test_only_programs_with_operators_to_decompose_are_traced_again(monkeypatch):
+    """Which `add_` is, as it writes into its input, and `adaptive_avg_pool2d`, which torch.onnx does not translate."""
+    keep_tables()
+
+    class Sum(nn.Module):
+        def forward(self, x):
+            return torch.relu(x).add_(1)
+
+    traced, trace = [], torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda program, *given, **options: traced.append(program) or trace(program, *given, **options),
+    )
+    nets = {"conv": nn.Conv2d(8, 4, 3), "in place": Sum(), "pool": nn.AdaptiveAvgPool2d(1)}
+    for name, net in nets.items():
+        traced.clear()
+        file = torch.onnx.export(net.eval(), IMAGE, dynamo=True, verbose=False)
+        assert bool(traced) == (name != "conv"), name
+        x = torch.randn(1, 8, 10, 10)
+        torch.testing.assert_close(file(x)[0], net(x), msg=name)
+
+
 def test_an_operator_registered_since_is_seen():
     keep_tables()
     utils._collect_all_valid_cia_ops()
