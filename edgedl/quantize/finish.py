@@ -31,7 +31,7 @@ def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -
     if in_float:
         mixed.leave_in_float(graph, in_float)
     forms.halved(graph, scheme, wide)
-    _free_outputs(graph, scheme)
+    _free_outputs(graph, scheme, in_float)
     open_transposed(graph, scheme)
     _round_weights(graph)
     _round_biases(graph)
@@ -56,11 +56,12 @@ def _wide(graph: GraphModule, scheme: Scheme) -> list[Node]:
     return found
 
 
-def _free_outputs(graph: GraphModule, scheme: Scheme) -> None:
+def _free_outputs(graph: GraphModule, scheme: Scheme, in_float: Collection[Node]) -> None:
     """Takes the grid away from outputs that need none: files give float numbers, so it would only cost accuracy.
 
     Such are the results of functions, computed in float kernels, and of dense layers where those can give float
-    numbers at little cost.
+    numbers at little cost. A dense layer that is computed in float then needs no grid of what it takes, either, if
+    that is computed in float.
     """
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     for value in output.all_input_nodes:
@@ -69,6 +70,10 @@ def _free_outputs(graph: GraphModule, scheme: Scheme) -> None:
             kind = str(source.target)
             if kind in LAST or (kind == "aten.linear.default" and _gives_float(graph, source, scheme)):
                 output.replace_input_with(value, source)
+                if kind not in LAST and scheme.float_outputs == "kernel":
+                    entry = source.args[0]
+                    given = entry.args[0].args[0] if entry.target == DEQUANTIZE else entry
+                    source.replace_input_with(entry, given if given in in_float else entry)
     graph.graph.eliminate_dead_code()
 
 

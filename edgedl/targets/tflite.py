@@ -54,6 +54,7 @@ class TFLite(Target):
         from edgedl.onnx.export import example_inputs
         from edgedl.quantize import mixed
         from edgedl.quantize.recurrent import open_recurrent
+        from edgedl.tflite import layer_norms
         from edgedl.tflite.any_batch import foreign_prime, with_any_batch
         from edgedl.tflite.converter import convert
         from edgedl.tflite.loops import with_loops
@@ -66,7 +67,8 @@ class TFLite(Target):
         if model.precision in STATIC_FORMS:
             graph = mixed.fenced(cast("torch.fx.GraphModule", graph))
         file = folder / "model.tflite"
-        names, made_of = (tuple(task.inputs), tuple(task.outputs)), _transposed(model.precision)
+        names = tuple(task.inputs), tuple(task.outputs)
+        made_of = {**layer_norms.DECOMPOSITIONS, **_transposed(model.precision)}
         any_batch, notes = self.max_batch is not None, dimensions.kept(task, ONE_FREE)
 
         def converted(inputs: tuple[torch.Tensor, ...]) -> tuple[bytes, Mapping[str, int]]:
