@@ -87,7 +87,7 @@ def _exported_anew(graph: torch.nn.Module, task: Task, batch_size: int, any_batc
         dynamic = tuple(inspect.signature(graph.forward).bind(*named.values()).arguments.values())
     shapes = _output_shapes(graph, inputs) if task.dynamic else None
     if isinstance(graph, torch.fx.GraphModule):
-        graph = fold_weights(graph)
+        graph = _with_means(fold_weights(graph))
     with _in_linear_time():
         try:
             program = _converted(graph, task, inputs, dynamic)
@@ -207,6 +207,16 @@ def _converted(
     )
     assert program is not None
     return program
+
+
+def _with_means(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Makes means of poolings to one value, in place, as the exporter would after tracing the whole graph again."""
+    aten = torch.ops.aten
+    for node in graph.graph.nodes:
+        if node.target is aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+            node.target, node.args = aten.mean.dim, (node.args[0], [-1, -2], True)
+    graph.recompile()
+    return graph
 
 
 def _with_open_attention(graph: torch.nn.Module, inputs: Inputs, dynamic: Dynamic) -> torch.export.ExportedProgram:

@@ -103,7 +103,7 @@ CORRECTIONS = ("equalization", *LAYERWISE, "headroom")
 
 
 def correct(graph: GraphModule, inputs: Sequence[torch.Tensor], names: Sequence[str]) -> None:
-    """Applies corrections to a q/dq graph in place; equalization has been done to what it was made of.
+    """Applies those of `LAYERWISE` among `names` to a q/dq graph in place.
 
     `inputs` are calibration data, all of which pass through the graph as one batch.
     """
@@ -111,11 +111,10 @@ def correct(graph: GraphModule, inputs: Sequence[torch.Tensor], names: Sequence[
     if wanted:
         with torch.no_grad():
             _Walk(graph, wanted).run(*inputs)
-    if "headroom" in names:
-        _give_headroom(graph)
 
 
-def _give_headroom(graph: GraphModule) -> None:
+def give_headroom(graph: GraphModule) -> None:
+    """Widens the grids of the outputs in place."""
     (output,) = (node for node in graph.graph.nodes if node.op == "output")
     grids = {node.args[1:3] for node in output.all_input_nodes if node.target == DEQUANTIZE}
     for node in graph.graph.nodes:
@@ -123,6 +122,7 @@ def _give_headroom(graph: GraphModule) -> None:
         if node.target in (QUANTIZE, DEQUANTIZE) and node.args[1:3] in grids:
             scale = float(np.float32(cast("float", node.args[1]) * HEADROOM))  # as runtimes keep it
             node.args = (node.args[0], scale, *node.args[2:])
+    graph.recompile()
 
 
 class _Pair(NamedTuple):

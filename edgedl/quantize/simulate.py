@@ -21,7 +21,7 @@ from edgedl.measure import Scored, evaluate
 from edgedl.origin import Origin, origin
 from edgedl.quantize import forms, mixed, sensitivity
 from edgedl.quantize.choose import Candidate, Trial, choose
-from edgedl.quantize.corrections import correct
+from edgedl.quantize.corrections import correct, give_headroom
 from edgedl.quantize.equalization import equalize
 from edgedl.quantize.finish import Floats, finished
 from edgedl.quantize.folding import Fold, fold_batch_norms, fold_factors
@@ -292,6 +292,10 @@ def simulate(
     @cache
     def draft_of(candidate: Candidate) -> GraphModule:
         names = candidate[1:]
+        if names[-1:] == ("headroom",):  # it comes last: nothing before it has to be done again
+            draft = copy.deepcopy(draft_of(candidate[:-1]))
+            give_headroom(draft)
+            return draft
         return _draft(observed("equalization" in names)[1], grids_of(candidate), names, inputs)
 
     @cache
