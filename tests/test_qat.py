@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from edgedl import ladder, plugins, recipe, stages, stats
@@ -16,7 +19,7 @@ from edgedl.measure import evaluate
 from edgedl.quantize import operators
 from edgedl.quantize.folding import fold_batch_norms
 from edgedl.quantize.operators import Operator, Role
-from edgedl.quantize.qat import FakeQuantized
+from edgedl.quantize.qat import FakeQuantized, OnGrid
 from edgedl.quantize.schemes import AFFINE, SYMMETRIC
 from edgedl.quantize.simulate import Quantization, export_graph, simulate
 from edgedl.run import Run
@@ -103,6 +106,31 @@ def test_gradients_reach_every_weight(ranges):
             if not (norms_live and name in ("net.5.bias", "net.9.bias")):
                 assert parameter.grad is not None, name
                 assert parameter.grad.abs().sum() > 0, name
+
+
+@given(
+    hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.integers(-160, 160).map(lambda sixteenth: sixteenth / 16)),
+    st.sampled_from([(0, 7), (-7, 7), (-5, 2)]),
+    st.booleans(),
+)
+def test_gradients_of_a_learned_scale_are_those_of_its_steps(values, ends, channels_last):
+    """As autograd has them, also at the ends of the grid, and however values and gradients lie in memory."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    steps_apart, weights = 0.25, torch.linspace(-1, 1, 120).reshape(2, 3, 4, 5)
+    found = []
+    for compute in (OnGrid.apply, on_grid_by_steps):
+        x = torch.from_numpy(values.copy()).contiguous(memory_format=layout).requires_grad_()
+        scale = torch.tensor(steps_apart, requires_grad=True)
+        y = compute(x, scale, *ends)
+        y.backward(weights)
+        found.append((y.detach(), x.grad, scale.grad))
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+def on_grid_by_steps(x, scale, lowest, highest):
+    codes = (x / scale).clamp(lowest, highest)
+    return (codes + (codes.round() - codes).detach()) * scale
 
 
 @pytest.mark.parametrize("places", [False, True])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import Interpreter, Node
@@ -171,12 +172,44 @@ class LearnedScale(nn.Module):
         # The share of the gradient that Esser et al. found to balance scales and weights.
         share = 1 / math.sqrt(x.numel() * max(-self.lowest, self.highest))
         stretch = self.stretch * share + (self.stretch * (1 - share)).detach()
-        scale = self.start * stretch.exp()
-        codes = (x / scale).clamp(self.lowest, self.highest)
-        return (codes + (codes.round() - codes).detach()) * scale
+        on_grid: torch.Tensor = OnGrid.apply(x, self.start * stretch.exp(), self.lowest, self.highest)  # type: ignore[no-untyped-call]
+        return on_grid
 
     def grid(self) -> Grid:
         return float(self.start * self.stretch.detach().exp()), self.zero_point
+
+
+class OnGrid(torch.autograd.Function):
+    """The points of a grid next to `x`, `scale` apart, with the gradients of Esser et al.
+
+    What autograd makes of its steps takes two to five times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, lowest: int, highest: int) -> torch.Tensor:
+        steps = x / scale
+        codes = steps.round().clamp_(lowest, highest)
+        ctx.save_for_backward(steps, codes)
+        ctx.beyond = (_next(lowest, -math.inf), _next(highest, math.inf))  # a clamp's ends pass gradients
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        steps, codes = ctx.saved_tensors
+        gradient = gradients[0]
+        if gradient.stride() != codes.stride():
+            gradient = torch.empty_like(codes).copy_(gradient)
+        passed = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.beyond)
+        return passed, _dot(gradient, codes) - _dot(passed, steps), None, None
+
+
+def _next(number: int, towards: float) -> float:
+    return float(np.nextafter(np.float32(number), np.float32(towards)))
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The sum of the products of two tensors without holes that lie in memory alike."""
+    return torch.dot(one.as_strided((one.numel(),), (1,)), other.as_strided((other.numel(),), (1,)))
 
 
 class MovingRange(nn.Module):
