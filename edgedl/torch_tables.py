@@ -1,4 +1,4 @@
-"""Tables that torch makes anew at each export, kept: they take longer than the export of a small network itself.
+"""What torch makes anew at each export, kept or left out: it takes longer than the export of a small network itself.
 
 The functions that are replaced are torch's own, not its interface. A version without them exports as it always did.
 """
@@ -14,7 +14,7 @@ from typing import Any
 @functools.cache
 def keep_tables() -> None:
     """From now on in this process; to be called before an export, of whatever kind."""
-    for keep in (_keep_onnx_functions, _keep_composite_operators, _keep_annotations, _keep_what_is_decomposed):
+    for keep in (_keep_onnx_functions, _keep_composite_operators, _keep_annotations, _keep_what_is_translated):
         try:
             keep()
         except (ImportError, AttributeError):
@@ -59,7 +59,7 @@ def _keep_composite_operators() -> None:
     utils._materialize_cpp_cia_ops = look_up_new
 
 
-def _keep_what_is_decomposed() -> None:
+def _keep_what_is_translated() -> None:
     """torch.onnx traces each program again to decompose it, also one whose operators it translates as they are.
 
     That is half of the time of an export, and such programs are most of those of quantized graphs.
