@@ -62,7 +62,7 @@ def _keep_composite_operators() -> None:
 def _keep_what_is_translated() -> None:
     """torch.onnx traces each program again to decompose it, also one whose operators it translates as they are.
 
-    That is half of the time of an export, and such programs are most of those of quantized graphs.
+    Such programs are most of those of quantized graphs.
     """
     import operator
 

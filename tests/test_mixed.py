@@ -13,6 +13,7 @@ from torch import nn
 from edgedl import ladder, measure, pipeline, plugins, recipe, stats
 from edgedl.core import Model, Task, UsageError
 from edgedl.quantize import mixed, sensitivity
+from edgedl.quantize.integer import DEQUANTIZE
 from edgedl.quantize.schemes import AFFINE, LITERT, ONNXRUNTIME
 from edgedl.quantize.simulate import Quantization
 from edgedl.torch_session import TorchSession
@@ -127,6 +128,24 @@ def test_layers_keep_what_their_kernels_apply():
     graph = Quantization(net, TASK, "min-max").in_form("int8 layers").simulated(LITERT).graph
     first, *_ = (node for node in graph.graph.nodes if str(node.target) == "aten.conv2d.default")
     assert [str(user.target) for user in first.users] == ["quantized_decomposed.quantize_per_tensor.default"]
+
+
+@pytest.mark.parametrize(
+    ("use", "form", "on_a_grid"),
+    [("tflite", "int8 layers", False), ("tflite", "int8", True), ("onnxruntime", "int8 layers", True)],
+)
+def test_a_last_layer_in_float_takes_float_values_as_they_are(use, form, on_a_grid, tmp_path):
+    """If its runtime computes a small one in float kernels, and what it takes is computed in float."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(128, 128), nn.LayerNorm(128), nn.Linear(128, 2)).eval()
+    task, target = Noise(shape=(6, 128), num_samples=16), plugins.load("targets", use).model_validate({})
+    plan = Quantization(net, task, "min-max").in_form(form)
+    *_, last = (node for node in plan.simulated(target.scheme).graph.graph.nodes if "linear" in str(node.target))
+    assert (last.args[0].target == DEQUANTIZE) == on_a_grid
+    session = target.open(target.build(Model(net=net, quantization=plan), task, tmp_path, 1).file)
+    deployed = measure.evaluate(session, task, "test").outputs["y"]
+    session.close()
+    assert stats.sqnr_db(plan.evaluated(target.scheme, "test").outputs["y"], deployed) > 100
 
 
 def test_what_is_left_in_float_has_no_grids(plan):

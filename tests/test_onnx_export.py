@@ -94,6 +94,16 @@ def test_zeros_before_a_max_pooling_stay_zeros(told, tmp_path):
     assert TensorRTRTX().build(Model(net=net), task, tmp_path / "engine", 1).status in ("built", "ok")
 
 
+def test_quantized_networks_with_global_poolings_are_traced_once(tmp_path, monkeypatch):
+    """What torch.onnx cannot translate, as such poolings, would make it trace the whole graph again."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    graph = simulate(net, Noise(), ONNXRUNTIME, "min-max").graph
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+    export_onnx(graph, Noise(), tmp_path / "int8.onnx", batch_size=1)
+    assert "ReduceMean" in [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
+
+
 def test_an_engines_file_is_run_with_every_change_of_grid_that_it_has(tmp_path):
     value = onnx.helper.make_tensor_value_info
     wanted = given = np.linspace(-6, 6, 64, dtype=np.float32)[None]

@@ -68,13 +68,18 @@ def _free_outputs(graph: GraphModule, scheme: Scheme, in_float: Collection[Node]
         if value.target == DEQUANTIZE and len(value.args[0].users) == 1:
             source = value.args[0].args[0]
             kind = str(source.target)
-            if kind in LAST or (kind == "aten.linear.default" and _gives_float(graph, source, scheme)):
+            dense = kind == "aten.linear.default" and _gives_float(graph, source, scheme)
+            if kind in LAST or dense:
                 output.replace_input_with(value, source)
-                if kind not in LAST and scheme.float_outputs == "kernel":
-                    entry = source.args[0]
-                    given = entry.args[0].args[0] if entry.target == DEQUANTIZE else entry
-                    source.replace_input_with(entry, given if given in in_float else entry)
+            if dense and scheme.float_outputs == "kernel":
+                _free_input(source, in_float)
     graph.graph.eliminate_dead_code()
+
+
+def _free_input(dense: Node, in_float: Collection[Node]) -> None:
+    entry = dense.args[0]
+    if entry.target == DEQUANTIZE and entry.args[0].args[0] in in_float:
+        dense.replace_input_with(entry, entry.args[0].args[0])
 
 
 def _gives_float(graph: GraphModule, dense: Node, scheme: Scheme) -> bool:

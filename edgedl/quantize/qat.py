@@ -180,9 +180,9 @@ class LearnedScale(nn.Module):
 
 
 class OnGrid(torch.autograd.Function):
-    """The points of a grid next to `x`, `scale` apart, with the gradients of Esser et al.
+    """The points of a grid next to `x` of any shape, a scalar `scale` apart, with the gradients of Esser et al.
 
-    What autograd makes of its steps takes two to five times as long.
+    What autograd makes of its steps takes longer.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Layer norms in seven operators instead of the converter's twelve, which is what small ones spend their time on."""
+"""Layer norms in eight operators instead of the converter's twelve, which is what small ones spend their time on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> torch.Tensor:
-    """As `torch.nn.functional.layer_norm`: no mean or variance is reshaped, as all keep their dimensions."""
+    """As `torch.nn.functional.layer_norm`: x (..., *normalized_shape) -> the same shape.
+
+    No mean is reshaped, as both keep their dimensions.
+    """
     dims = list(range(-len(normalized_shape), 0))
     centered = x - x.mean(dims, keepdim=True)
     made = centered * torch.rsqrt((centered * centered).mean(dims, keepdim=True) + eps)
