@@ -41,22 +41,24 @@ def _keep_onnx_functions() -> None:
 def _keep_composite_operators() -> None:
     """torch.export looks all composite operators up, once for each namespace of operators, at each decomposition.
 
-    Those that someone has registered meanwhile are looked up, as always.
+    Once is enough for all namespaces, and what is known stays known until someone registers more of them.
     """
     import torch
     from torch._export import utils
+    from torch.export import decomp_utils, exported_program
 
-    look_up: Callable[[], None] = utils._materialize_cpp_cia_ops
-    known = -1
+    collect: Callable[[], set[Any]] = utils._collect_all_valid_cia_ops
+    known: dict[int, set[Any]] = {}
 
-    def look_up_new() -> None:
-        nonlocal known
+    def collect_new() -> set[Any]:
         registered = len(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd"))
-        if registered != known:
-            look_up()
-            known = registered
+        if registered not in known:
+            known.clear()
+            known[registered] = collect()
+        return set(known[registered])
 
-    utils._materialize_cpp_cia_ops = look_up_new
+    for module in (utils, decomp_utils, exported_program):
+        module._collect_all_valid_cia_ops = collect_new  # type: ignore[attr-defined]
 
 
 def _keep_what_is_translated() -> None:
