@@ -77,9 +77,10 @@ def _free_outputs(graph: GraphModule, scheme: Scheme, in_float: Collection[Node]
 
 
 def _free_input(dense: Node, in_float: Collection[Node]) -> None:
-    entry = dense.args[0]
-    if entry.target == DEQUANTIZE and entry.args[0].args[0] in in_float:
-        dense.replace_input_with(entry, entry.args[0].args[0])
+    entry = dense.all_input_nodes[0]
+    if entry.target == DEQUANTIZE:
+        given = entry.all_input_nodes[0].all_input_nodes[0]
+        dense.replace_input_with(entry, given if given in in_float else entry)
 
 
 def _gives_float(graph: GraphModule, dense: Node, scheme: Scheme) -> bool:
