@@ -21,7 +21,7 @@ from edgedl.torch_session import TorchSession
 Candidate = tuple[str, ...]
 """A calibrator, and the corrections behind it."""
 
-NUM_JUDGING, NUM_CONFIRMING = 256, 512
+NUM_JUDGING, NUM_CONFIRMING = 128, 256
 """Validation samples on which every candidate is judged, and on which what was chosen has to prove itself again."""
 CHANCE = 0.3
 """A score on n samples that is worse by a share below 0.3 / sqrt(n) may be so by chance: it is what a tenth of all
