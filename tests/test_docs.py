@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgedl.run import read_report
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 BRIEFLY = Path(__file__).parent / "briefly"
@@ -59,6 +61,11 @@ def test_the_commands_run(document, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "Traceback" not in done.stderr
+    if document.name == "own-model.md":
+        (made,) = tmp_path.glob("my-project/runs/my-project/*")  # of what `edgedl init` has written
+        (verdict,) = read_report(made)["verdicts"]
+        assert verdict["target"] == "tflite"
+        assert verdict["ship"] not in ("none", "host only")
     if document.name == "add-a-target.md":
         assert re.search("^PlainOnnx: ship ", done.stdout, re.MULTILINE)  # the gate has spoken, whichever way
 
