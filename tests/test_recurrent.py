@@ -28,13 +28,13 @@ from edgedl.tflite.loops import with_loops
 from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 
-INPUTS, HIDDEN = 6, 8
+INPUTS, HIDDEN, STEPS = 6, 8, 10
 
 
 @pytest.fixture(autouse=True)
 def short_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops of so few steps that a file is converted quickly."""
-    monkeypatch.setattr(loops, "MIN_REPETITIONS", 12)
+    monkeypatch.setattr(loops, "MIN_REPETITIONS", 6)
 
 
 class Classifier(nn.Module):
@@ -132,7 +132,7 @@ def test_its_tflite_file_loops_and_computes_the_same(name, tmp_path):
     kind, options, looks_at, batch_size = CASES[name]
     torch.manual_seed(0)
     net = Classifier(kind(INPUTS, HIDDEN, batch_first=True, **options), looks_at).eval()
-    session = built(net, (18, INPUTS), tmp_path, batch_size)
+    session = built(net, (STEPS, INPUTS), tmp_path, batch_size)
     assert_computes(session, net)
     directions = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
     assert operators(session.file).count("WHILE") == directions
@@ -141,12 +141,12 @@ def test_its_tflite_file_loops_and_computes_the_same(name, tmp_path):
 def test_the_values_inside_a_loop_are_seen(tmp_path):
     torch.manual_seed(0)
     net = Classifier(nn.LSTM(INPUTS, HIDDEN, batch_first=True, bidirectional=True), "all").eval()
-    session = built(net, (18, INPUTS), tmp_path)
-    x = np.random.default_rng(0).standard_normal((1, 18, INPUTS)).astype(np.float32)
+    session = built(net, (STEPS, INPUTS), tmp_path)
+    x = np.random.default_rng(0).standard_normal((1, STEPS, INPUTS)).astype(np.float32)
     seen = session.activations({"x0": x})
     with torch.no_grad():
         outputs, _ = net.rnn(torch.from_numpy(x))
-    for step in range(18):
+    for step in range(STEPS):
         for half in outputs[0, step].split(HIDDEN):
             assert any(
                 np.abs(one.values.ravel() - half.numpy()).max() < 1e-5 for one in seen if one.values.size == HIDDEN
@@ -157,7 +157,7 @@ def test_the_values_inside_a_loop_are_seen(tmp_path):
 def test_the_file_does_not_grow_with_the_steps(tmp_path):
     torch.manual_seed(0)
     net = Classifier(nn.LSTM(INPUTS, 32, batch_first=True), "last")
-    short, long = (built(net, (steps, INPUTS), tmp_path / str(steps)).file.stat().st_size for steps in (17, 33))
+    short, long = (built(net, (steps, INPUTS), tmp_path / str(steps)).file.stat().st_size for steps in (9, 17))
     weights = 4 * sum(value.numel() for value in net.parameters())
     assert abs(long - short) < 200
     assert weights < long < 2 * weights + 20_000
@@ -192,8 +192,8 @@ RECURRENCES = {
     "collected backwards": (plain, lambda states: torch.stack(states[::-1], 1), 1, 1),
     "two steps back": (lambda w, s, x, i: torch.tanh(w[0](s[-1]) + s[-2] * x), lambda states: states[-1], 1, 1),
     "every other one collected": (plain, lambda states: torch.stack(states[::2], 1), 1, None),
-    "weights that differ": (lambda w, s, x, i: torch.tanh(w[i](s[-1]) + x), lambda states: states[-1], 18, 0),
-    "a state from the middle": (plain, lambda states: states[7] * states[-1], 1, None),
+    "weights that differ": (lambda w, s, x, i: torch.tanh(w[i](s[-1]) + x), lambda states: states[-1], STEPS + 2, 0),
+    "a state from the middle": (plain, lambda states: states[4] * states[-1], 1, None),
 }
 
 
@@ -201,7 +201,7 @@ RECURRENCES = {
 def test_other_recurrences_compute_the_same_looped_or_not(name, tmp_path):
     step, collect, num_weights, num_loops = RECURRENCES[name]
     net = Steps(step, collect, num_weights).eval()
-    session = built(net, (18, INPUTS), tmp_path)
+    session = built(net, (STEPS + 2, INPUTS), tmp_path)  # it starts from the first two
     assert_computes(session, net)
     if num_loops is not None:
         assert operators(session.file).count("WHILE") == num_loops
@@ -213,10 +213,10 @@ def test_a_file_without_repetition_is_left_as_it_is(tmp_path):
 
 
 def test_few_steps_stay_in_a_row_with_one_copy_of_their_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(loops, "MIN_REPETITIONS", 19)
+    monkeypatch.setattr(loops, "MIN_REPETITIONS", STEPS + 1)
     torch.manual_seed(0)
     net = Classifier(nn.LSTM(INPUTS, 32, batch_first=True), "last")
-    session = built(net, (18, INPUTS), tmp_path)
+    session = built(net, (STEPS, INPUTS), tmp_path)
     assert_computes(session, net)
     assert "WHILE" not in operators(session.file)
     assert session.file.stat().st_size < 2 * 4 * 4 * 32 * (INPUTS + 32) + 100_000
@@ -225,7 +225,7 @@ def test_few_steps_stay_in_a_row_with_one_copy_of_their_weights(tmp_path, monkey
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_int8_cells_loop_and_repeat_the_simulation_bit_for_bit(kind, tmp_path):
     torch.manual_seed(0)
-    net, task = Classifier(kind(INPUTS, HIDDEN, batch_first=True), "last").eval(), Noise(shape=(16, INPUTS))
+    net, task = Classifier(kind(INPUTS, HIDDEN, batch_first=True), "last").eval(), Noise(shape=(STEPS, INPUTS))
     model = Model(net=net, quantization=Quantization(net, task, "min-max"))
     session = TFLite().open(TFLite().build(model, task, tmp_path, batch_size=1).file)
     assert operators(session.file).count("WHILE") == 1
