@@ -276,6 +276,18 @@ def test_macs_are_kept_to_a_budget(net, share, scope):
     assert share - 0.15 <= last <= share
 
 
+def test_what_need_not_go_beside_a_large_piece_stays():
+    """The channels that matter least are the last layer's, but they alone are too few; half of the middle is enough."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 1))
+    net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)])
+    with torch.no_grad():
+        net[4].weight[8:] /= 100
+        net[2].weight[8:] /= 10
+    smaller, _ = pruned(net, macs=0.8, round_to=8, importance="l1", epochs=0)
+    assert [smaller[index].out_channels for index in (0, 2, 4)] == [16, 8, 32]
+
+
 def test_macs_counts_multiply_accumulates():
     net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Flatten(), nn.Linear(16 * 144, 10))
     assert prune.macs(net, prune.sample(IMAGE)) == 8 * 16 * 9 * 144 + 16 * 144 * 10

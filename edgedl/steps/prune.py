@@ -117,7 +117,7 @@ class Prune(TaughtStep):
                 timed: dict[str, Any] = {}
                 chosen: Sequence[Piece]
                 if clock is None:
-                    chosen = pieces[: self._count(net, inputs, pieces, before, number / self.iterations)]
+                    chosen = self._enough(net, inputs, pieces, before, number / self.iterations)
                 else:
                     if number == 1:
                         metrics["latency"] = clock.describe(clock.check(pieces))
@@ -196,27 +196,42 @@ class Prune(TaughtStep):
         shares = (gone + np.cumsum(sizes) - sizes / 2) / full
         return [replace(piece, share=float(share)) for piece, share in zip(pieces, shares, strict=True)]
 
-    def _count(
+    def _enough(
         self, net: nn.Module, inputs: Inputs, pieces: Sequence[Piece], before: Mapping[str, Any], progress: float
-    ) -> int:
-        """How many pieces go in this round; the goal is approached in equal strides."""
+    ) -> Sequence[Piece]:
+        """The pieces that go in this round; the goal is approached in equal strides."""
         if self.ratio is not None:
-            return sum(piece.share <= self.ratio * progress for piece in pieces)
+            return pieces[: sum(piece.share <= self.ratio * progress for piece in pieces)]
         name, share = ("macs", self.macs) if self.macs is not None else ("size", self.size)
         assert share is not None
 
-        def left(count: int) -> float:
-            smaller = without(net, pieces[:count])
+        def left(chosen: Sequence[Piece]) -> float:
+            smaller = without(net, chosen)
             if name == "macs":
                 return macs(smaller, inputs) / float(before["macs"])
             return num_parameters(smaller) / float(before["parameters"])
 
         goal = 1 - (1 - share) * progress
-        count = bisect_left(range(len(pieces) + 1), True, key=lambda num: left(num) <= goal)
+        count = bisect_left(range(len(pieces) + 1), True, key=lambda num: left(pieces[:num]) <= goal)
         if count > len(pieces):
-            least = left(len(pieces))
+            least = left(pieces)
             raise UsageError(f"prune: {name} = {share} cannot be reached, the least is {least:.2f}; lower round_to")
-        return count
+        chosen = pieces[:count]
+        if self.scope == "local":
+            return chosen
+        # The last piece may be a large one, beside which others need not go: the best of them stay.
+        while True:
+            rests = [[one for one in chosen if one is not last] for last in _lasts(chosen)]
+            spared = next((rest for rest in rests if left(rest) <= goal), None)
+            if spared is None:
+                return chosen
+            chosen = spared
+
+
+def _lasts(chosen: Sequence[Piece]) -> list[Piece]:
+    """Of each block the piece that goes last, the only one that can stay by itself; the best first."""
+    lasts = {piece.block.name: piece for piece in chosen}
+    return sorted(lasts.values(), key=lambda piece: piece.worth, reverse=True)
 
 
 def sample(task: Task) -> Inputs:
