@@ -527,6 +527,12 @@ targets = [ {{ use = "tflite" }}, {{ use = "{target}" }} ]
         ('method = "dynamic", calibrator = "mse"', "onnxruntime", "has no calibrator"),
         ('method = "weight-only", group_size = 64', "onnxruntime", "has no group_size"),
         ('method = "dynamic"', "tensorrt", "tensorrt has no form 'int8 dynamic'"),
+        ('method = "dynamik"', "onnxruntime", "no method named 'dynamik'; did you mean dynamic?"),
+        ("method = 1", "onnxruntime", "no method named 1; there are: auto, qat, ptq, dynamic, weight-only"),
+        ("method = []", "onnxruntime", "needs a method, or several to try"),
+        ('method = ["ptq", "qat"]', "onnxruntime", '"qat" stands alone; several to try are out of ptq, dynamic'),
+        ('method = ["ptq", "dynamic"], group_size = 64', "onnxruntime", "has no group_size; its keys are: calibrator"),
+        ('precision = "int4", method = ["dynamic", "ptq"]', "onnxruntime", "int4 has no method 'ptq'"),
         ('precision = "int4", method = "dynamic"', "tensorrt", "tensorrt has no form 'int4 dynamic'"),
         ('precision = "int4", method = "dynamic", group_size = 16', "onnxruntime", "no fast kernel for groups of 16"),
     ],
@@ -542,6 +548,7 @@ def test_recipes_refuse_what_makes_no_sense(step, target, said):
         ('method = "ptq"', "int8"),
         ('method = "dynamic"', "int8 dynamic"),
         ('method = "weight-only"', "int8 weights"),
+        ('method = ["weight-only"]', "int8 weights"),
         ('precision = "int4", method = "weight-only", group_size = 64', "int4 weights"),
         ('precision = "fp16"', "fp16"),
     ],
@@ -552,3 +559,10 @@ def test_recipes_name_the_form(step, form):
     assert found.steps[0].form == form
     model = found.steps[0].apply(Model(net=nn.Linear(4, 4)), found.task)
     assert model.precision == form
+
+
+def test_recipes_can_name_several_methods_if_a_target_has_one_of_them():
+    text = RECIPE.format(step='method = ["dynamic", "ptq", "dynamic"], calibrator = "mse"', target="tensorrt")
+    found = recipe.parse(text, Path("r.toml"))
+    assert found.steps[0].form is None
+    assert found.steps[0].apply(Model(net=nn.Linear(4, 4)), found.task).quantization.forms == ("int8 dynamic", "int8")

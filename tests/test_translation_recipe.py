@@ -23,7 +23,7 @@ def tiny(name: str, task, root: Path, targets: tuple[str, ...], epochs: int, **n
     """The report of a shipped recipe, its parts made small: no time is judged, and no score."""
     shipped = recipe.load(name)
     train, quantize = shipped.steps
-    static = {"calibrator": "min-max", "corrections": ()} if quantize.method == "ptq" else {}
+    static = {"calibrator": "min-max", "corrections": ()} if "ptq" in quantize.methods else {}
     small = shipped.model_copy(
         update={
             "task": task,

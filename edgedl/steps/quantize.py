@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from edgedl.quantize.schemes import Form
 
 Correction = Literal["equalization", "adaround", "bias-correction", "re-estimation", "headroom"]
+Untrained = Literal["ptq", "dynamic", "weight-only"]
+"""The methods that several of can be tried."""
 
 FORMS: Mapping[tuple[str, str], tuple[Form, ...]] = {
     ("int8", "auto"): ("int8", "int8 dynamic", "int8 weights", "int8 layers", "mixed"),
@@ -57,7 +60,7 @@ KEYS = {
 
 class Quantize(TaughtStep):
     """Fewer bits. With method "auto", every target gets the form that is fastest on it within the recipe's limits, and
-    of forms that are as fast the smallest.
+    of forms that are as fast the smallest; with several methods, such as `["ptq", "dynamic"]`, the best of theirs.
 
     `ptq`, static int8 after training: ranges from the calibration split, by one calibrator or the best of all, and
     `corrections` that make good some of what it costs: those named, or with "auto" those that help. `dynamic`:
@@ -80,8 +83,8 @@ class Quantize(TaughtStep):
     use: str = "quantize"
     precision: Literal["int8", "int4", "fp16", "mixed"] = "int8"
     """Bits of weights; `mixed` leaves the blocks in float that int8 harms most."""
-    method: Literal["auto", "ptq", "qat", "dynamic", "weight-only"] = "auto"
-    """How: `auto` tries what the target has, and keeps the fastest that holds the score."""
+    method: Literal["auto", "qat"] | Untrained | tuple[Untrained, ...] = "auto"
+    """How: of several, or with `auto` of all that the target has, the fastest that holds the score is kept."""
     weight_bits: Literal[8, 4] = 8
     """Of static weights."""
     granularity: Literal["channel", "tensor"] = "channel"
@@ -105,12 +108,18 @@ class Quantize(TaughtStep):
         return self.method == "qat"
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """All that are tried; "auto" is one."""
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+    @property
     def form(self) -> Form | None:
-        forms = FORMS[self.precision, self.method]
+        forms = self._forms({})
         return forms[0] if len(forms) == 1 else None
 
     def refused_by(self, target: Target) -> str | None:
-        return None if self.form is None else target.refusal(self.form, self.group_size)
+        refusals = [target.refusal(form, self.group_size) for form in self._forms({})]
+        return None if None in refusals else refusals[0]
 
     def refusal(self, graphs: Mapping[str, Graph]) -> str | None:
         if self.method == "qat":
@@ -119,29 +128,40 @@ class Quantize(TaughtStep):
 
     def _forms(self, graphs: Mapping[str, Graph]) -> tuple[Form, ...]:
         """Several graphs have one form together, and no mixture."""
-        return tuple(form for form in FORMS[self.precision, self.method] if not graphs or form != "mixed")
+        named = dict.fromkeys(form for method in self.methods for form in FORMS[self.precision, method])
+        return tuple(form for form in named if not graphs or form != "mixed")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _known_methods(cls, value: Any) -> Any:
+        """One alone is that one, whether or not it stands in an array."""
+        if not isinstance(value, list | tuple):
+            return _known("method", value, ("auto", "qat", *get_args(Untrained)))
+        if not value:
+            raise ValueError("needs a method, or several to try")
+        if alone := [name for name in value if name in ("auto", "qat")]:
+            raise ValueError(f'"{alone[0]}" stands alone; several to try are out of {", ".join(get_args(Untrained))}')
+        methods = tuple(dict.fromkeys(_known("method", name, get_args(Untrained)) for name in value))
+        return methods if len(methods) > 1 else methods[0]
 
     @field_validator("corrections", mode="before")
     @classmethod
-    def _known(cls, value: Any) -> Any:
-        """Names the nearest correction, which an error about one of two types would not."""
+    def _known_corrections(cls, value: Any) -> Any:
         names = get_args(Correction)
         if value != "auto" and not isinstance(value, list | tuple):
             raise ValueError(f'needs "auto" or an array of names out of {", ".join(names)}')
-        unknown = [name for name in value if name not in names] if value != "auto" else []
-        if unknown:
-            raise ValueError(f"no correction named {unknown[0]!r}; {plugins.nearest(str(unknown[0]), names)}")
-        return value if value == "auto" else tuple(value)
+        return value if value == "auto" else tuple(_known("correction", name, names) for name in value)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Quantize:
-        if (self.precision, self.method) not in FORMS:
+        if unknown := [method for method in self.methods if (self.precision, method) not in FORMS]:
             methods = [method for precision, method in FORMS if precision == self.precision]
-            raise ValueError(f"{self.precision} has no method {self.method!r}; it has {' and '.join(methods)}")
+            raise ValueError(f"{self.precision} has no method {unknown[0]!r}; it has {' and '.join(methods)}")
         if foreign := sorted(self.model_fields_set - self._keys()):
             valid = ", ".join(sorted(self._keys() - {"use"}))
+            method = json.dumps(self.method)
             raise ValueError(
-                f'{self.precision} with method = "{self.method}" has no {", ".join(foreign)}; its keys are: {valid}'
+                f"{self.precision} with method = {method} has no {', '.join(foreign)}; its keys are: {valid}"
             )
         return self
 
@@ -152,7 +172,7 @@ class Quantize(TaughtStep):
     def _keys(self) -> set[str]:
         if self.precision == "int4":
             return OF_ALL | {"group_size"}
-        return OF_ALL if self.precision == "fp16" else KEYS[self.method]
+        return OF_ALL if self.precision == "fp16" else set[str]().union(*(KEYS[method] for method in self.methods))
 
     def apply(self, model: Model, task: Task) -> Model:
         """Free but for `qat`: the work is done when a target asks for the graph. Raises `UsageError`."""
@@ -200,3 +220,10 @@ class Quantize(TaughtStep):
         assert isinstance(trained, qat.FakeQuantized)
         metrics = {"before": before, "epochs": history, "grids": {self.scheme: trained.grids()}}
         return self.restored(model, task, trained.net, metrics)
+
+
+def _known(kind: str, name: Any, names: Sequence[str]) -> Any:
+    """A name out of several; raises `ValueError` with the nearest, which an error about one of two types lacks."""
+    if name not in names:
+        raise ValueError(f"no {kind} named {name!r}; {plugins.nearest(str(name), names)}")
+    return name
