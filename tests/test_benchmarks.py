@@ -88,9 +88,21 @@ def test_what_auto_ships_stands_beside_the_peer_s_best():
         {"network": "cnn", "seed": 0, "runtime": "onnxruntime", "auto": ours | {"variant": "float", "speedup": None}},
     ]
     text = table.auto({"device": {"name": "a machine"}, "rows": rows})
-    worth = "0.9000 | 40.0 | 2 | 1.50×"
+    worth = "0.9000 | 40.0 | 2 | 1.50× (1.40 to 1.60)"
     assert f"| cnn | 0 | tflite | int8-layers | {worth} | dynamic | {worth} |" in text
     assert "| cnn | 0 | onnxruntime | float | 0.9000 | 40.0 | 2 | 1.00× | – | – | – | – | – |" in text
+    assert "Of 1 such pairs what `auto` ships is faster in 0 and slower in 0" in text
+
+
+@pytest.mark.parametrize(("interval", "found"), [((1.0, 1.39), "faster in 1 and slower in 0"),
+                                                ((1.61, 2.0), "faster in 0 and slower in 1")])  # fmt: skip
+def test_who_is_faster_is_said_where_intervals_do_not_meet(interval, found):
+    ours = {"variant": "int8", "score": 0.9, "size_bytes": 2, "speedup": {"median": 1.5, "ci95": [1.4, 1.6]}}
+    peer = ours | {"file": "static.tflite", "snr_db": 40.0, "speedup": {"median": 1.0, "ci95": interval}}
+    row = {"network": "cnn", "seed": 0, "runtime": "tflite", "auto": ours | {"snr_db": 39.9}, "peer": peer}
+    text = table.auto({"device": {"name": "a machine"}, "rows": [row]})
+    assert f"Of 1 such pairs what `auto` ships is {found} by intervals that do not meet, and has as many dB" in text
+    assert text.count("or more in 0.") == 1
 
 
 def test_auto_s_recipes_are_whole_and_build_the_trained_network(tmp_path, monkeypatch):
