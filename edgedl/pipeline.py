@@ -134,9 +134,11 @@ def _tried(run: Run, target: Target, variant: Variant, reference: Entry) -> list
     plan = variant.model.quantization
     if plan is None or plan.is_settled:
         return [_built(run, target, variant)]
+    forms = [form for form in plan.forms if target.refusal(form) is None and form != "mixed"]
+    if len(forms) == 1 and "mixed" not in plan.forms:  # nothing to choose from
+        return [_built(run, target, variant.quantized(plan.in_form(forms[0]), forms[0], one_of_several=False))]
     if reference.session is not None and reference.climb:
         reference.validated = measure.evaluate(reference.session, run.recipe.task, "validation").score
-    forms = [form for form in plan.forms if target.refusal(form) is None and form != "mixed"]
     entries = [_built(run, target, variant.quantized(plan.in_form(form), form)) for form in forms]
     static = next((entry for entry in entries if entry.model.precision == "int8" and entry.climb), None)
     if "mixed" in plan.forms and "mixed" in target.forms and not (static and _holds(static, reference, run.recipe)):
@@ -165,7 +167,8 @@ AS_FAST, AS_SMALL = 1.05, 1.1
 def _ranked(entries: Sequence[Entry], reference: Entry, recipe: Recipe) -> list[Entry]:
     """The forms of a network, best last: those that may ship as far as is known, the fastest of them.
 
-    Among those as fast as that the smallest are better, and among those as small the fastest.
+    Among those as fast as that the smallest are better, and among those as small the fastest. Where none could be
+    timed, as engines without a GPU, size says nothing of what they are for: then the first that the plan names is best.
     """
     fit = [entry for entry in entries if _may_ship(entry, reference, recipe)]
     fastest = min(map(_latency_ms, fit), default=0.0)
@@ -173,6 +176,8 @@ def _ranked(entries: Sequence[Entry], reference: Entry, recipe: Recipe) -> list[
     smallest = min(map(_size, fast), default=0)
     best = {entry.variant for entry in fast if _size(entry) <= AS_SMALL * smallest}
     sound = {entry.variant for entry in fit}
+    if not any(entry.latencies_ms for entry in fit):
+        return sorted(entries, key=lambda entry: entry.variant in sound)
     return sorted(entries, key=lambda entry: (entry.variant in best, entry.variant in sound, -_latency_ms(entry)))
 
 

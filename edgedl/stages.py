@@ -50,10 +50,10 @@ class Variant:
     one_of_several: bool = False
     """Whether it is one form among others, of which the best is to be kept."""
 
-    def quantized(self, plan: Quantization, name: str) -> Variant:
-        """The same network in one form of several, under the form's name."""
+    def quantized(self, plan: Quantization, name: str, one_of_several: bool = True) -> Variant:
+        """The same network in one form of several, under the form's name, also where a target has only that one."""
         model = replace(self.model, quantization=plan)
-        return replace(self, name=name.replace(" ", "-"), model=model, one_of_several=True)
+        return replace(self, name=name.replace(" ", "-"), model=model, one_of_several=one_of_several)
 
 
 def check(recipe: Recipe) -> None:

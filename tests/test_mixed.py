@@ -181,6 +181,21 @@ def test_every_form_is_tried_and_the_fastest_kept(tmp_path):
     assert all(row["validation_score"] is not None for row in report["rows"])
 
 
+@pytest.mark.parametrize(("methods", "tried"), [('["ptq", "weight-only"]', {"int8", "int8-weights"}),
+                                               ('["dynamic", "ptq"]', {"int8"})])  # fmt: skip
+def test_where_no_form_can_be_timed_the_first_of_the_recipe_is_best(methods, tried, tmp_path):
+    text = RECIPE.replace("LIMIT", "1.0").replace("onnxruntime", "tensorrt").replace("epochs = 3", "epochs = 1")
+    text = text.replace('"mlp", widths = [32, 16]', '"cnn", widths = [8, 8], hidden = 16')
+    report = report_of(text.replace('"quantize"', f'"quantize", method = {methods}'), tmp_path)
+    *_, last = rows = report["rows"]
+    if last["latency_ms"] is not None:
+        pytest.skip("there is a GPU")
+    assert {row["variant"] for row in rows} == {"float", *tried}
+    assert last["variant"] == "int8"
+    assert report["verdicts"][0]["why"].startswith("int8: ")
+    assert all((row["validation_score"] is not None) == (len(tried) > 1) for row in rows)
+
+
 def test_mixtures_are_tried_where_static_loses_too_much(tmp_path):
     text = RECIPE.replace("LIMIT", "0.0").replace("corrections = []", "weight_bits = 4, corrections = []")
     report = report_of(text, tmp_path)
