@@ -28,7 +28,7 @@ from edgedl.report import summary
 
 RESULTS = Path(__file__).parent / "results" / "families.json"
 MAX_SECONDS = 1800
-"""For one recipe; on two cores without other work the slowest takes three minutes."""
+"""For one recipe; `results/families.md` says what each took."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

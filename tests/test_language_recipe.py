@@ -16,6 +16,8 @@ from edgedl.tasks.language import Language
 from edgedl.torch_session import TorchSession
 from tests.test_translation_recipe import check, tiny
 
+TARGETS = ("onnxruntime", "tensorrt-rtx")
+
 
 def texts(folder: Path, num: int = 2) -> str:
     folder.mkdir()
@@ -27,9 +29,14 @@ def texts(folder: Path, num: int = 2) -> str:
 
 def test_a_language_model_of_a_folder_comes_out_as_two_files_that_decode_alike(tmp_path):
     task = Language(folder=texts(tmp_path / "texts"), context=8, prompt=5)
-    report = tiny("gpt-int8", task, tmp_path, ("onnxruntime", "tensorrt-rtx"), 1, layers=2, width=16, heads=2)
+    report = tiny("gpt-int8", task, tmp_path, TARGETS, 1, layers=2, width=16, heads=2)
     check(report, ("prefill", "step"), "tokens/s")
-    assert [row["graphs"]["step"]["calls"] for row in report["rows"] if row["status"] == "ok"] == [5, 5]
+    assert [row["graphs"]["step"]["calls"] for row in report["rows"] if row["status"] == "ok"] == [5, 5, 5]
+    forms = {target: {row["variant"] for row in report["rows"] if row["target"] == target} for target in TARGETS}
+    assert forms == {
+        "onnxruntime": {"float", "int8-dynamic", "int8-weights"},
+        "tensorrt-rtx": {"float", "int8-weights"},
+    }
     assert 1 < report["ladder"][0]["rungs"][0]["score"] < 30
 
 
