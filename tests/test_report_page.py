@@ -379,6 +379,11 @@ def test_never_calls_most_decisions_all() -> None:
     assert words.agreement(found) == "40.0 dB, up to 1 step apart, 99.9% of decisions equal"
 
 
+def test_names_in_an_array_are_told_apart_from_sizes() -> None:
+    part = {"use": "quantize", "method": ["ptq", "dynamic"], "widths": [64, 10], "corrections": [], "lr": 0.1}
+    assert words.settings(part) == "method ptq + dynamic, widths 64×10, corrections none, lr 0.1"
+
+
 def test_reads_the_date_from_the_folder(tmp_path: Path) -> None:
     assert words.date(tmp_path / "2026-11-20T14-15-00-2") == datetime(2026, 11, 20, 14, 15)
     assert words.date(tmp_path / "2026-13-20T14-15-00") is None

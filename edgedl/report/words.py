@@ -122,5 +122,6 @@ def _value(value: Any) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     if isinstance(value, Sequence):
-        return "×".join(map(_value, value))
+        names = any(isinstance(entry, str) for entry in value)
+        return (" + " if names else "×").join(map(_value, value)) or "none"
     return str(value)
