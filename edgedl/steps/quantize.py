@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Correction = Literal["equalization", "adaround", "bias-correction", "re-estimation", "headroom"]
 Untrained = Literal["ptq", "dynamic", "weight-only"]
-"""The methods that several of can be tried."""
+"""Methods of which several can be tried."""
 
 FORMS: Mapping[tuple[str, str], tuple[Form, ...]] = {
     ("int8", "auto"): ("int8", "int8 dynamic", "int8 weights", "int8 layers", "mixed"),
