@@ -29,6 +29,8 @@ from edgedl.sessions import (  # noqa: F401 - all nouns can be had here
     TensorSpec,
     UnsupportedOperator,
     UsageError,
+    in_batches,
+    num_samples,
 )
 
 if TYPE_CHECKING:
@@ -226,9 +228,7 @@ class Task(Part):
 
     def batches(self, split: Split, size: int) -> Iterator[Batch]:
         """A split in order, in batches of `size`; the last may be smaller."""
-        arrays = self.arrays(split)
-        for start in range(0, len(next(iter(arrays.values()))), size):
-            yield {name: values[start : start + size] for name, values in arrays.items()}
+        return in_batches(self.arrays(split), size)
 
 
 class Network(Part):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgedl import other_sizes, stats
-from edgedl.core import Activation, Batch, Model, Session, Target, Task
+from edgedl.core import Activation, Batch, Model, Session, Target, Task, num_samples
 from edgedl.measure import Scored, batch_size, evaluate
 from edgedl.other_sizes import FLOAT_AGREEMENT_DB, OtherSize
 
@@ -282,7 +282,7 @@ def _worst_batch(simulated: Scored, deployed: Scored, task: Task, size: int) -> 
     errors = sum(np.abs(one - other).reshape(len(one), -1).max(axis=1) for one, other in pairs)
     start = int(np.argmax(errors)) // size * size
     arrays = task.arrays("test")
-    rows = np.minimum(np.arange(start, start + size), len(next(iter(arrays.values()))) - 1)
+    rows = np.minimum(np.arange(start, start + size), num_samples(arrays) - 1)
     return {name: np.ascontiguousarray(arrays[name][rows]) for name in task.inputs}
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from edgedl import progress, sessions, stats
 from edgedl.graph_session import Call, Recorder, Replay, open_files
-from edgedl.sessions import Batch, Session, TargetError, TensorSpec, UsageError
+from edgedl.sessions import Batch, Session, TargetError, TensorSpec, UsageError, in_batches, num_samples
 
 if TYPE_CHECKING:
     from edgedl.core import Split, Target, Task
@@ -72,28 +71,26 @@ class Pace(Protocol):
     def rounds(self) -> int: ...
 
 
-def evaluate(session: Session, task: Task, split: Split, num_samples: int | None = None) -> Scored:
-    """Runs a whole split, or its first samples, through a session, and scores what it answers."""
+def evaluate(session: Session, task: Task, split: Split, most: int | None = None) -> Scored:
+    """Runs a whole split, or at most so many of its first samples, through a session, and scores what it answers."""
+    arrays = {name: values[:most] for name, values in task.arrays(split).items()}
     size = batch_size(session)
-    total = len(next(iter(task.arrays(split).values()))) if num_samples is None else num_samples
-    with progress.stage(f"score over the {split} data", total, after=LONG_SECONDS) as step:
+    with progress.stage(f"score over the {split} data", num_samples(arrays), after=LONG_SECONDS) as step:
 
         def counted() -> Iterator[Batch]:
-            for batch in islice(task.batches(split, size), -(-total // size)):
+            for batch in in_batches(arrays, size):
                 yield batch
                 step(size)
 
-        return scored(answers(session, task, counted()), task, split, num_samples)
+        return scored(answers(session, task, counted()), task, arrays)
 
 
-def scored(found: Batch, task: Task, split: Split, num_samples: int | None = None) -> Scored:
-    """What the answers to a whole split, or to its first samples, are worth."""
-    outputs = {name: values[:num_samples] for name, values in found.items()}
-    arrays = {name: values[:num_samples] for name, values in task.arrays(split).items()}
+def scored(outputs: Batch, task: Task, arrays: Batch) -> Scored:
+    """What the answers to samples, the arrays of a split, are worth."""
     return Scored(
         outputs=outputs,
         score=task.score(outputs, arrays),
-        samples=len(next(iter(arrays.values()))),
+        samples=num_samples(arrays),
         decisions=task.decisions(outputs),
     )
 
@@ -103,7 +100,7 @@ def answers(session: Session, task: Task, batches: Iterable[Batch]) -> Batch:
     size = batch_size(session)
     collected: dict[str, list[np.ndarray]] = {}
     for batch in batches:
-        length = len(next(iter(batch.values())))
+        length = num_samples(batch)
         padded = {name: _pad(values, size) for name, values in batch.items()}
         for name, values in task.predict(session, padded).items():
             collected.setdefault(name, []).append(values[:length])

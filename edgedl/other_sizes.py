@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgedl import dimensions, stats
-from edgedl.core import Batch, Model, Session, Target, Task, UsageError
+from edgedl.core import Batch, Model, Session, Target, Task, UsageError, in_batches
 from edgedl.graph_session import Checked
 from edgedl.measure import answers, batch_size
 
@@ -84,15 +84,10 @@ def _tried(model: Model, target: Target, session: Session, task: Task, sizes: Ma
         simulated = model.quantization.simulated(target.scheme).session().run(batch)
         wanted, noise = simulated, _db(wanted, simulated, task)
     try:
-        found = answers(Checked(session), task, _parts(batch, batch_size(session)))
+        found = answers(Checked(session), task, in_batches(batch, batch_size(session)))
     except UsageError as error:
         return OtherSize(sizes, noise, None, " ".join(str(error).split())[:400])
     return OtherSize(sizes, noise, _db(wanted, found, task))
-
-
-def _parts(batch: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, len(next(iter(batch.values()))), size):
-        yield {name: values[start : start + size] for name, values in batch.items()}
 
 
 def _db(reference: Batch, other: Batch, task: Task) -> float:

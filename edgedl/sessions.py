@@ -12,7 +12,7 @@ EdgedlError                  what a person can mend; shown as one line, without 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeAlias
 
@@ -25,6 +25,17 @@ BATCH = "batch"
 """What the dimension is called in an ONNX file that may have any number of samples."""
 SIZES = "edgedl.sizes"
 """Under which an ONNX file notes at which sizes its named dimensions are to be measured, as JSON."""
+
+
+def num_samples(batch: Batch) -> int:
+    """N."""
+    return len(next(iter(batch.values())))
+
+
+def in_batches(arrays: Batch, size: int) -> Iterator[Batch]:
+    """The samples in order, `size` at a time; the last may be fewer."""
+    for start in range(0, num_samples(arrays), size):
+        yield {name: values[start : start + size] for name, values in arrays.items()}
 
 
 class EdgedlError(Exception):

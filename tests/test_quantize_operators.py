@@ -228,7 +228,7 @@ def test_random_networks_bit_for_bit(net, use, tmp_path_factory):
 def test_products_of_matrices_go_to_kernels_that_round_apart(step, shape, zero_point, tmp_path):
     """On grids that put results exactly between two codes, where XNNPACK takes a zero point of 0 and no other."""
     net, task = Apply(lambda a, b: torch.matmul(a.transpose(-2, -1), b)), Noise(shape=shape, num_inputs=2)
-    prepared, _ = prepare(net.eval(), task, AFFINE, trained=True)
+    prepared, _ = prepare(export_graph(net.eval(), task), AFFINE, trained=True)
     chosen = [(2.0**-5, -4), (2.0**-5, zero_point), (step, 5)]
     grids = dict(zip(activation_observers(prepared), chosen, strict=True))
     model = Model(net=net, quantization=Quantization(net, task, grids={"affine": grids}))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.nn import functional
 
 from edgedl import measure, plugins, stats
 from edgedl.core import Model
+from edgedl.quantize import opening
 from edgedl.quantize.operators import OPERATORS
 from edgedl.quantize.schemes import AFFINE, LITERT
 from edgedl.quantize.simulate import Quantization, export_graph
@@ -195,3 +200,47 @@ def test_a_dense_layer_over_places_has_its_activation_in_its_kernel(tmp_path):
     session = target.open(target.build(Model(net=net, quantization=quantized), task, tmp_path, batch_size=1).file)
     answers = measure.evaluate(session, task, "test").outputs["y"]
     assert stats.sqnr_db(quantized.evaluated(LITERT, "test").outputs["y"], answers) > 100
+
+
+def places_flattened(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(0, 1)[:, :4].unflatten(0, (-1, 8))
+
+
+PLAIN: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "convolutions": (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        (3, 8, 8),
+    ),
+    "transposed": (nn.Sequential(nn.Unflatten(1, (4, 2, 2)), nn.ConvTranspose2d(4, 2, 2, bias=False)), (16,)),
+    "flat already": (nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Dropout(0.5), nn.Tanh()), (6,)),
+    "views": (Apply(lambda x: torch.relu(x.view(x.shape[0], 4, 6)).reshape(-1, 24)), (2, 12)),
+    "an LSTM": (nn.Sequential(nn.LSTM(4, 3, batch_first=True), Apply(lambda found: found[0][:, -1])), (5, 4)),
+}
+OTHERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "in place": (nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True)), (6,)),
+    "attention": (Masked(True), (8, 20)),
+    "batch and places in one dimension": (Apply(places_flattened), (8, 6)),
+    "poolings into several windows": (nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), (3, 8, 8)),
+    "groups": (nn.ConvTranspose2d(4, 4, 2, groups=2), (4, 3, 3)),
+    "a batch norm in training": (nn.BatchNorm1d(6, track_running_stats=False), (6,)),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
+def test_a_network_is_traced_again_only_where_something_has_to_be_opened(name, monkeypatch):
+    traced = []
+    again = ExportedProgram.run_decompositions
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", lambda *given: [traced.append(name), again(*given)][1])
+    net, shape = (PLAIN | OTHERS)[name]
+    net, task = copy.deepcopy(net).eval(), Noise(shape=shape)
+    found = export_graph(net, task)
+    assert bool(traced) == (name in OTHERS)
+    monkeypatch.setattr(opening, "_is_plain", lambda *_: False)
+    traced_twice = export_graph(net, task)
+    assert operators(found) == operators(traced_twice)
+    inputs = torch.randn(3, *shape)
+    assert torch.equal(found(inputs), traced_twice(inputs))
+
+
+def operators(graph: GraphModule) -> list[str]:
+    return [str(node.target) for node in graph.graph.nodes if node.op == "call_function" and "sym_" not in node.name]

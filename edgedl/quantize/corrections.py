@@ -122,7 +122,6 @@ def give_headroom(graph: GraphModule) -> None:
         if node.target in (QUANTIZE, DEQUANTIZE) and node.args[1:3] in grids:
             scale = float(np.float32(cast("float", node.args[1]) * HEADROOM))  # as runtimes keep it
             node.args = (node.args[0], scale, *node.args[2:])
-    graph.recompile()
 
 
 class _Pair(NamedTuple):

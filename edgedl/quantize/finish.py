@@ -30,7 +30,8 @@ def finished(draft: GraphModule, scheme: Scheme, floats: Floats | None = None) -
     in_float = foreign | mixed.between(graph, foreign) | set(floats(graph) if floats is not None else ())
     if in_float:
         mixed.leave_in_float(graph, in_float)
-    forms.halved(graph, scheme, wide)
+    if wide:
+        forms.halved(graph, scheme, wide)
     _free_outputs(graph, scheme, in_float)
     open_transposed(graph, scheme)
     _round_weights(graph)

@@ -24,7 +24,7 @@ from edgedl.quantize.folding import Fold, attribute
 from edgedl.quantize.operators import OPERATORS, Role
 from edgedl.quantize.quantizer import ActivationObserver, Grid, Grids, PerChannelWeightObserver
 from edgedl.quantize.schemes import Scheme
-from edgedl.quantize.simulate import activation_observers, prepare
+from edgedl.quantize.simulate import activation_observers, export_graph, prepare
 
 RANGE_MOMENTUM = 0.01
 """What a batch counts for in moving ranges."""
@@ -54,7 +54,7 @@ class FakeQuantized(nn.Module):
         self.net, self.settling = net, settling
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))  # so that it is kept with the weights
         kind = LearnedScale if ranges == "learned" else MovingRange
-        prepared, folds = prepare(net, task, scheme, trained=True, float_ops=float_ops)
+        prepared, folds = prepare(export_graph(net, task), scheme, trained=True, float_ops=float_ops)
         names = {observer: name for name, observer in activation_observers(prepared).items()}
         self.activations = nn.ModuleDict({name: kind(observer, grids[name]) for observer, name in names.items()})
         modules = dict(prepared.named_modules(remove_duplicate=False))

@@ -1,20 +1,20 @@
 """Rewrites an exported network into the operators of the table, computing the same (masked scores all but vanish).
 
-Composite operators are opened first (`decompositions.py`); then passes over the graph fold, join and drop nodes, and
+Composite operators are opened first (`opening.py`); then passes over the graph fold, join and drop nodes, and
 make constants of numbers, which can have a grid.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
-from edgedl.quantize.decompositions import DECOMPOSITIONS, IN_WORDS, MASKED
+from edgedl.quantize.decompositions import MASKED
 from edgedl.quantize.folding import attribute, constant
+from edgedl.quantize.opening import opened
 from edgedl.quantize.operators import ELEMENTWISE
 
 aten = torch.ops.aten
@@ -22,12 +22,10 @@ aten = torch.ops.aten
 
 def rewrite(program: ExportedProgram) -> GraphModule:
     """The graph of `program` in operators of the table as far as they are known here; the others stay as they are."""
-    graph = cast("GraphModule", program.run_decompositions(cast("Any", DECOMPOSITIONS)).module(check_guards=False))
-    graph.meta[REWRITES] = _told(program.graph, graph.graph)
+    graph, graph.meta[REWRITES] = opened(program)
     _drop_clones(graph)
     _fold_constants(graph)
     _fold_per_sample(graph)
-    _restore_batch_norms(graph)
     _drop_flattening(graph)
     _join_rms_norms(graph)
     _drop_softmax_of_one(graph)
@@ -38,18 +36,8 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     return graph
 
 
-def _told(before: Graph, after: Graph) -> dict[str, int]:
-    """What the decompositions have done: operators that were there and are not any more."""
-    counts = [Counter(str(node.target) for node in graph.nodes) for graph in (before, after)]
-    found: Counter[str] = Counter()
-    for name, words in IN_WORDS.items():
-        found[words] += max(counts[0][name] - counts[1][name], 0)
-    return {words: places for words, places in found.items() if places}
-
-
 REWRITES = "edgedl_rewrites"
 """Under which a graph's `meta` tells what was rewritten in it: in words, and in how many places."""
-NORM = "aten._native_batch_norm_legit_no_training.default"
 BOUNDED = {"aten.clamp.default", "aten.hardtanh.default"}
 
 
@@ -184,22 +172,6 @@ def _join_pads(graph: GraphModule) -> None:
         args: list[Any] = [*node.args, *(None, [1, 1], [0, 0])[len(node.args) - 2 :]]
         args[4] = [args[4][0] + top, args[4][-1] + left]
         node.args = (pad.args[0], *args[1:])
-
-
-def _restore_batch_norms(graph: GraphModule) -> None:
-    """Makes one node again of what functionalization made of a batch norm."""
-    for node in list(graph.graph.nodes):
-        if str(node.target) == NORM:
-            (result,) = node.users  # the statistics beside it are asked for in training only
-            momentum, epsilon = node.args[5:7]
-            with graph.graph.inserting_before(node):
-                made = graph.graph.call_function(
-                    aten.batch_norm.default, (*node.args[:5], False, momentum, epsilon, False)
-                )
-            made.meta = dict(result.meta)
-            result.replace_all_uses_with(made)
-            graph.graph.erase_node(result)
-            graph.graph.erase_node(node)
 
 
 def _drop_flattening(graph: GraphModule) -> None:

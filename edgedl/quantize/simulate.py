@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgedl import checkpoint, dimensions, graphs, progress, stats
-from edgedl.core import Activation, Batch, Split, Task, UsageError
+from edgedl.core import Activation, Batch, Split, Task, UsageError, in_batches, num_samples
 from edgedl.graph_session import GraphSession
 from edgedl.measure import Scored, evaluate
 from edgedl.origin import Origin, origin
@@ -161,6 +161,8 @@ class Quantization:
         self.simulations: dict[str, Simulation] = {}
         self.calibrated: dict[str, Simulation] = {}
         """Static int8, by scheme."""
+        self.exported: dict[bool, GraphModule] = {}
+        """The float graph, by whether LSTM and GRU are whole: exporting takes long where they are written out."""
         self.graphs = {
             name: Quantization(
                 part.module,
@@ -230,7 +232,7 @@ class Quantization:
             kept = frozenset(self.blocks)
             found = self._calibrated(scheme).leaving(lambda graph: mixed.kept(graph, kept))
             return replace(found, graph=forms.halved(found.graph, scheme), form=self.form)
-        exported = export_graph(self.net, self.task, whole_recurrent=self.form in scheme.whole_recurrent)
+        exported = self._exported(self.form in scheme.whole_recurrent)
         graph = forms.rewritten(exported, self.form, scheme.with_weights(8, self.granularity), self.group_size)
         return Simulation(graph, self.task, scheme, (), {}, self.form)
 
@@ -239,11 +241,15 @@ class Quantization:
         if scheme.name not in self.calibrated:
             narrowed = scheme.with_weights(self.weight_bits, self.granularity)
             learned = self.grids.get(scheme.name)
-            self.calibrated[scheme.name] = simulate(
-                self.net, self.task, narrowed, self.calibrator, self.corrections, learned, self.float_ops
-            )
+            given = (self.calibrator, self.corrections, learned, self.float_ops, self._exported())
+            self.calibrated[scheme.name] = simulate(self.net, self.task, narrowed, *given)
         found = self.calibrated[scheme.name]
         return found if found.scheme.runtime == scheme.runtime else found.for_kernels_of(scheme)
+
+    def _exported(self, whole_recurrent: bool = False) -> GraphModule:
+        if whole_recurrent not in self.exported:
+            self.exported[whole_recurrent] = export_graph(self.net, self.task, whole_recurrent)
+        return copy.deepcopy(self.exported[whole_recurrent])
 
 
 def simulate(
@@ -254,12 +260,15 @@ def simulate(
     corrections: Sequence[str] | Literal["auto"] = (),
     grids: Grids | None = None,
     float_ops: bool = False,
+    exported: GraphModule | None = None,
 ) -> Simulation:
     """Static int8, calibrated on the calibration split; what is "auto" is chosen on validation data.
 
-    With `grids`, those of training, nothing is calibrated.
+    With `grids`, those of training, nothing is calibrated. `exported` is the network's graph, if it is there already,
+    and is changed in place.
     """
-    prepared, _ = prepare(net, task, scheme, trained=grids is not None, float_ops=float_ops)
+    graph = export_graph(net, task) if exported is None else exported
+    prepared, _ = prepare(graph, scheme, trained=grids is not None, float_ops=float_ops)
     if grids is not None:
         with torch.no_grad():
             prepared(*_example(task))  # for the observers of weights
@@ -272,11 +281,11 @@ def simulate(
         graph: GraphModule = copy.deepcopy(prepared)
         if equalized:
             equalize(graph, inputs)
-        num_samples = len(next(iter(task.arrays("calibration").values())))
-        with progress.stage(f"calibrate ({scheme.name})", num_samples) as step, torch.no_grad():
-            for batch in task.batches("calibration", BATCH_SIZE):
+        arrays = task.arrays("calibration")
+        with progress.stage(f"calibrate ({scheme.name})", num_samples(arrays)) as step, torch.no_grad():
+            for batch in in_batches(arrays, BATCH_SIZE):
                 graph(*(torch.from_numpy(np.ascontiguousarray(batch[name])) for name in task.inputs))
-                step(len(next(iter(batch.values()))))
+                step(num_samples(batch))
             for sizes in dimensions.to_try(task.dynamic):  # grids span what values are at other sizes, too
                 graph(*_first(task, NUM_CORRECTING, sizes))
         _check_finite(graph)
@@ -314,14 +323,13 @@ def simulate(
 
 
 def prepare(
-    net: torch.nn.Module, task: Task, scheme: Scheme, trained: bool = False, float_ops: bool = False
+    graph: GraphModule, scheme: Scheme, trained: bool = False, float_ops: bool = False
 ) -> tuple[GraphModule, list[Fold]]:
-    """The network's graph with an observer at every value that has a grid, and the batch norms it has folded.
+    """A network's graph, in place, with an observer at every value that has a grid, and the batch norms it has folded.
 
     Where it is `trained` all other parameters stay as the network has them.
     The names of observers depend on the network's structure alone: whoever prepares it again finds them again.
     """
-    graph = export_graph(net, task)
     folds = fold_batch_norms(graph)
     if not trained:
         fold_factors(graph)
@@ -401,9 +409,10 @@ def _recorded(recorder: IntegerInterpreter, inputs: Sequence[np.ndarray]) -> lis
     return recorder.quantized or recorder.computed
 
 
-def _first(task: Task, num_samples: int, sizes: Mapping[str, int] = MappingProxyType({})) -> list[torch.Tensor]:
+def _first(task: Task, most: int, sizes: Mapping[str, int] = MappingProxyType({})) -> list[torch.Tensor]:
     """Inputs of the network from the calibration split, at other sizes than those of the data where these are given."""
-    batch: Batch = {name: task.arrays("calibration")[name][:num_samples] for name in task.inputs}
+    arrays = task.arrays("calibration")
+    batch: Batch = {name: arrays[name][:most] for name in task.inputs}
     batch = dimensions.resized(batch, task, sizes) if sizes else batch
     return [torch.from_numpy(np.ascontiguousarray(values)) for values in batch.values()]
 
@@ -428,12 +437,14 @@ def converted(prepared: GraphModule) -> Converted:
 def _draft(
     template: Converted, grids: Grids, corrections: Sequence[str] = (), inputs: Sequence[torch.Tensor] = ()
 ) -> GraphModule:
-    """A q/dq graph on these grids, corrected, whose weights and biases lie between the points of theirs yet."""
+    """A q/dq graph on these grids, corrected, whose weights and biases lie between the points of theirs yet.
+
+    It is not recompiled, which takes long: `finished` makes of a copy what is run.
+    """
     graph: GraphModule = copy.deepcopy(template.graph)
     for node in graph.graph.nodes:
         if node.target in (QUANTIZE, DEQUANTIZE) and node.args[1] < 0:
             scale, zero_point = grids[template.observers[-int(node.args[1]) - 1]]
             node.args = (node.args[0], float(np.float32(scale)), zero_point, *node.args[3:])
     correct(graph, inputs, corrections)
-    graph.recompile()
     return graph

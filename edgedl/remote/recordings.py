@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgedl import graph_session, measure
-from edgedl.core import Batch, Session, TargetError, Task, UsageError
+from edgedl.core import Batch, Session, TargetError, Task, UsageError, in_batches, num_samples
 from edgedl.graph_session import Recorder
 from edgedl.measure import Scored
 from edgedl.remote.calls import Calls
@@ -66,7 +66,7 @@ def record(session: Session, task: Task) -> Recording:
     most = sum(arrays[name].nbytes for name in task.inputs) + MOST_BYTES
 
     def batches() -> Iterator[Batch]:
-        for batch in task.batches("test", measure.batch_size(session)):
+        for batch in in_batches(arrays, measure.batch_size(session)):
             if sum(calls.num_bytes for calls in given.values()) > most:
                 return
             yield batch
@@ -79,12 +79,12 @@ def record(session: Session, task: Task) -> Recording:
             ends.append(len(order))
 
     outputs = measure.answers(recorder, task, batches())
-    num, total = (len(next(iter(found.values()))) for found in (outputs, arrays))
+    num, total = num_samples(outputs), num_samples(arrays)
     if idle := graphs.keys() - {*order}:
         raise UsageError(
             f"task {task.use} never calls graph {min(idle)} for {num} test samples: nothing can be said of it"
         )
-    scored = measure.scored(outputs, task, "test", num if num < total else None)
+    scored = measure.scored(outputs, task, {name: values[:num] for name, values in arrays.items()})
     return Recording(session, order, given, answered, ends[0], total - num, scored)
 
 
@@ -110,8 +110,7 @@ class Played:
         Raises `TargetError` where the task goes on otherwise from them than it did from those of this machine: where it
         asks for something else, or where what it feeds back is further from that than `needed_db`.
         """
-        num_samples = self.recording.scored.samples if self.recording.left_out else None
-        scored = measure.evaluate(self, task, "test", num_samples)
+        scored = measure.evaluate(self, task, "test", self.recording.scored.samples)
         if not all(noise * 10 ** (needed_db / 10) <= self._signal[key] for key, noise in self._noise.items()):
             raise _otherwise()
         return scored

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgedl import measure, plugins, progress, suitability
-from edgedl.core import Batch, DataError, Network, Session, Split, Task, UsageError
+from edgedl.core import Batch, DataError, Network, Session, Split, Task, UsageError, in_batches, num_samples
 from edgedl.pruning import structure
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def answers_over(network: Network, task: Task, arrays: Mapping[Split, Batch]) ->
         session = TorchSession(network.built(task), task)
     size, found = measure.batch_size(session), dict[Split, Batch]()
     for split, whole in arrays.items():
-        answers = [session.run(batch) for batch in _parts(whole, size)]
+        answers = [session.run(batch) for batch in in_batches(whole, size)]
         found[split] = {name: np.concatenate([part[name] for part in answers]) for name in task.outputs}
         for name, values in found[split].items():
             if not np.isfinite(values).all():
@@ -81,11 +81,11 @@ def of_network(net: torch.nn.Module, task: Task) -> Teacher:
 def retold(teacher: Teacher, task: Task) -> Batch:
     """The train split with what the teacher says, decoded as the task does, for labels."""
     size, arrays = measure.batch_size(teacher.session), task.arrays("train")
-    num_batches = -(-len(next(iter(arrays.values()))) // size)
+    num_batches = -(-num_samples(arrays) // size)
     with progress.stage("teacher's sequences", num_batches) as advance:
 
         def counted() -> Iterator[Batch]:
-            for batch in _parts(arrays, size):
+            for batch in in_batches(arrays, size):
                 yield batch
                 advance(1)
 
@@ -100,15 +100,10 @@ def of_session(session: Session, task: Task) -> Teacher:
 
     def taught(batch: Tensors) -> dict[str, torch.Tensor]:
         arrays = {name: values.numpy() for name, values in batch.items()}
-        answers = measure.answers(session, task, _parts(arrays, size))
+        answers = measure.answers(session, task, in_batches(arrays, size))
         return {name: torch.from_numpy(np.ascontiguousarray(answers[name])) for name in task.outputs}
 
     return Teacher(taught, None, session, measure.evaluate(session, task, "validation").score)
-
-
-def _parts(arrays: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, len(next(iter(arrays.values()))), size):
-        yield {name: values[start : start + size] for name, values in arrays.items()}
 
 
 def load(name: str, task: Task) -> Teacher:
