@@ -36,7 +36,7 @@ task = { use = "digits" }
 model = { use = "mlp", widths = [24, 16] }
 steps = [
   { use = "train", epochs = 2, lr = 3e-3, batch_size = 64 },
-  { use = "prune", ratio = 0.3, round_to = 4, iterations = 2, batch_size = 64 },
+  { use = "prune", ratio = 0.3, round_to = 4, iterations = 2, epochs = 1, batch_size = 64 },
   { use = "quantize", method = "ptq" },
 ]
 targets = [ { use = "onnxruntime" } ]

@@ -25,7 +25,7 @@ task = { use = "digits" }
 model = { use = "cnn", widths = [8, 16], hidden = 32 }
 steps = [
   { use = "train", epochs = 3, lr = 3e-3, optimizer = "adam" },
-  { use = "prune", ratio = 0.4, round_to = 8 },
+  { use = "prune", ratio = 0.4, round_to = 8, epochs = 1 },
   { use = "distill", student = { use = "cnn", widths = [4] }, epochs = 1 },
   { use = "quantize", precision = "int8", method = "ptq", corrections = ["headroom"] },
 ]

@@ -47,7 +47,7 @@ task = { use = "digits" }
 model = { use = "mlp", widths = [64, 32] }
 steps = [
   { use = "train", epochs = 10, lr = 3e-3 },
-  { use = "prune", ratio = 0.5, iterations = 1 },
+  { use = "prune", ratio = 0.5, epochs = 1 },
   { use = "quantize", method = "dynamic" },
 ]
 targets = [{ use = "onnxruntime" }]

@@ -83,7 +83,7 @@ STEPS = {
     "train": Train(**QUICK),
     "train by sgd": Train(**QUICK, optimizer="sgd", schedule="constant"),
     "distill": Distill(**QUICK),
-    "prune": Prune(ratio=0.5, round_to=1, iterations=2, batch_size=16, importance="random"),
+    "prune": Prune(ratio=0.5, round_to=1, iterations=2, epochs=1, batch_size=16, importance="random"),
     "sparsify": Sparsify(**QUICK, sparsity=0.7),
     "qat, ranges that move": Quantize(method="qat", **QUICK, ranges="moving", calibrator="min-max"),
 }

@@ -1,4 +1,4 @@
-"""Removes whole channels with everything that hangs on them, in rounds of pruning and training."""
+"""Removes whole channels with everything that hangs on them, in one or several rounds of pruning and training."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Prune(TaughtStep):
 
     Give one goal: `ratio`, the share of prunable channels to remove; `macs` or `size`, the share of
     multiply-accumulates or of parameters to keep; or `latency_ms`, what the file for `target` is to take for one
-    sample, at `precision`. Each of the `iterations` takes an equal stride there, and then trains for `epochs`, if any.
-    With `weight`, the float network teaches meanwhile, as the last `train` step left it, or as it is given.
+    sample, at `precision`. Each of the `iterations` takes an equal stride there, and then trains for `epochs`, if any;
+    the same epochs are worth more after one cut than spread over several (docs/architecture.md has figures). With
+    `weight`, the float network teaches meanwhile, as the last `train` step left it, or as it is given.
     Widths stay multiples of `round_to`; where that is too coarse for a latency, the last round leaves a few that are
     not. The file then takes at most 10 % more or less than `latency_ms`, or the report says that the goal was missed.
     """
@@ -67,8 +68,8 @@ class Prune(TaughtStep):
     """By what channels are ranked: gradients times weights, the size of weights, scales of batch norms, or chance."""
     scope: Literal["global", "local"] = "global"
     """Whether blocks compete for the share that goes, or each gives its own."""
-    iterations: PositiveInt = 5
-    epochs: NonNegativeInt = 1
+    iterations: PositiveInt = 1
+    epochs: NonNegativeInt = 5
     lr: PositiveFloat = 5e-4
 
     cuts: ClassVar[bool] = True
