@@ -223,6 +223,7 @@ def prepare(name: str, seed: int, folder: Path) -> Path:
     net = subject.train.apply(Model(net=subject.network.build(subject.task)), subject.task).net
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / "weights.safetensors")
     save_calibration(subject.task, folder / "calibration.npz")
+    warm_up()
     seconds = {use: _export(use, net, subject.task, folder / name) for use, name in FLOAT_FILES.items()}
     seconds["converted"] = convert(net, subject.task, folder / CONVERTED)
     seconds["pt2"] = _export_program(net, subject.task, folder / "float.pt2")
@@ -244,6 +245,15 @@ def reference(subject: Subject, folder: Path) -> tuple[Batch, float]:
     """Outputs and score of the float network in PyTorch over the whole test split."""
     scored = evaluate(TorchSession(load(subject, folder), subject.task), subject.task, "test")
     return scored.outputs, scored.score
+
+
+def warm_up() -> None:
+    """Exports a layer to both runtimes: torch and its exporters build tables once in a process, as if imported."""
+    import litert_torch
+
+    net, inputs = nn.Linear(2, 2).eval(), (torch.zeros(1, 2),)
+    torch.onnx.export(net, inputs, dynamo=True, verbose=False)
+    litert_torch.convert(net, inputs)
 
 
 def _export(use: str, net: nn.Module, task: Task, file: Path) -> float:

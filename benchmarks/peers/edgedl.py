@@ -87,8 +87,7 @@ FILES: dict[str, peers.Write] = {
 }
 
 if __name__ == "__main__":
-    import litert_torch  # noqa: F401  # before the clock starts
-    import onnxscript  # noqa: F401
-    import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
+    import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  # before the clock starts
 
+    networks.warm_up()
     peers.main(FILES, ["edgedl", "torch", "torchao", "litert-torch", "onnxruntime"])
