@@ -166,10 +166,10 @@ class Public(Network):
 
 
 IMAGES, LARGE, TOKENS, WAVES, FEATURES = Images(), Images(side=64), Tokens(), Sounds(), Sounds(features=True)
-VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "image_size": 32,
-       "patch_size": 8}  # fmt: skip
-BERT = {"vocab_size": NUM_TOKENS, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "intermediate_size": 96, "max_position_embeddings": 32}  # fmt: skip
+VIT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32,
+       "patch_size": 4}  # fmt: skip
+BERT = {"vocab_size": NUM_TOKENS, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 512, "max_position_embeddings": 32}  # fmt: skip
 LLAMA = BERT | {"num_key_value_heads": 2, "use_cache": False}
 
 
@@ -181,32 +181,32 @@ ARCHITECTURES: dict[str, Architecture] = {
     # Convolutional.
     "resnet": _classifier(
         "ResNetForImage",
-        {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"},
+        {"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1], "layer_type": "basic"},
         IMAGES, "convolutions",
     ),
     "resnet-bottleneck": _classifier(
         "ResNetForImage",
-        {"embedding_size": 16, "hidden_sizes": [32, 64, 64], "depths": [1, 1, 1], "layer_type": "bottleneck"},
+        {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [1, 1, 1], "layer_type": "bottleneck"},
         IMAGES, "convolutions",
     ),
     "regnet": _classifier(
         "RegNetForImage",
-        {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "groups_width": 16},
+        {"embedding_size": 32, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1], "groups_width": 16},
         IMAGES, "convolutions",
     ),
     "bit": _classifier(
         "BitForImage",
-        {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1], "num_groups": 8},
+        {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [1, 1], "num_groups": 8},
         IMAGES, "convolutions",
     ),
     "mobilenet-v1": _classifier(
-        "MobileNetV1ForImage", {"image_size": 64, "depth_multiplier": 0.125, "min_depth": 16,
+        "MobileNetV1ForImage", {"image_size": 64, "depth_multiplier": 0.25, "min_depth": 16,
         "classifier_dropout_prob": 0.0, "initializer_range": 0.2}, LARGE, "depthwise", epochs=10, lr=5e-3,
     ),
     "mobilenet-v2": _classifier(
         "MobileNetV2ForImage",
         {
-            "image_size": 64, "depth_multiplier": 0.25, "min_depth": 8, "finegrained_output": False,
+            "image_size": 64, "depth_multiplier": 0.5, "min_depth": 8, "finegrained_output": False,
             "classifier_dropout_prob": 0.0,
         },
         LARGE, "depthwise",
@@ -214,7 +214,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "efficientnet": _classifier(
         "EfficientNetForImage",
         {
-            "image_size": 32, "width_coefficient": 0.1, "depth_coefficient": 1.0, "hidden_dim": 128,
+            "image_size": 32, "width_coefficient": 0.2, "depth_coefficient": 1.0, "hidden_dim": 256,
             "in_channels": [32, 160, 240, 320], "out_channels": [160, 240, 320, 480], "kernel_sizes": [3, 3, 5, 3],
             "strides": [1, 2, 2, 1], "num_block_repeats": [1, 1, 1, 1], "expand_ratios": [1, 4, 4, 4],
             "depthwise_padding": [], "initializer_range": 0.2, "dropout_rate": 0.0,
@@ -222,15 +222,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         LARGE, "depthwise",
     ),
     "convnext": _classifier(
-        "ConvNextForImage", {"hidden_sizes": [16, 32, 48], "depths": [1, 1, 1], "num_stages": 3}, LARGE, "depthwise",
+        "ConvNextForImage", {"hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "num_stages": 3}, LARGE, "depthwise",
     ),
     "convnext-v2": _classifier(
-        "ConvNextV2ForImage", {"hidden_sizes": [16, 32, 48], "depths": [1, 1, 1], "num_stages": 3}, LARGE, "depthwise",
+        "ConvNextV2ForImage", {"hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "num_stages": 3}, LARGE, "depthwise",
     ),
     "poolformer": _classifier(
         "PoolFormerForImage",
         {
-            "hidden_sizes": [16, 32], "depths": [1, 1], "num_encoder_blocks": 2, "patch_sizes": [7, 3],
+            "hidden_sizes": [32, 64], "depths": [1, 1], "num_encoder_blocks": 2, "patch_sizes": [7, 3],
             "strides": [4, 2], "padding": [2, 1],
         },
         LARGE, "pooling",
@@ -238,7 +238,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "focalnet": _classifier(
         "FocalNetForImage",
         {
-            "image_size": 32, "patch_size": 4, "embed_dim": 24, "hidden_sizes": [24, 48], "depths": [1, 1],
+            "image_size": 32, "patch_size": 4, "embed_dim": 48, "hidden_sizes": [48, 96], "depths": [1, 1],
             "focal_levels": [2, 2], "focal_windows": [3, 3],
         },
         IMAGES, "focal modulation", epochs=12,
@@ -246,8 +246,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hgnet-v2": _classifier(
         "HGNetV2ForImage",
         {
-            "embedding_size": 16, "depths": [1, 1], "hidden_sizes": [32, 64], "stem_channels": [3, 16, 16],
-            "stage_in_channels": [16, 32], "stage_mid_channels": [16, 16], "stage_out_channels": [32, 64],
+            "embedding_size": 32, "depths": [1, 1], "hidden_sizes": [64, 128], "stem_channels": [3, 32, 32],
+            "stage_in_channels": [32, 64], "stage_mid_channels": [32, 32], "stage_out_channels": [64, 128],
             "stage_num_blocks": [1, 1], "stage_downsample": [False, True], "stage_light_block": [False, True],
             "stage_kernel_size": [3, 3], "stage_numb_of_layers": [2, 2],
         },
@@ -262,14 +262,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "swin": _classifier(
         "SwinForImage",
-        {"image_size": 32, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+        {"image_size": 32, "patch_size": 4, "embed_dim": 48, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
         IMAGES, "windows",
     ),
     "segformer": _classifier(
         "SegformerForImage",
         {
-            "num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [16, 32],
-            "patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2],
+            "num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [32, 64],
+            "patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [4, 4],
         },
         IMAGES, "attention", epochs=12,
     ),
@@ -277,16 +277,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         "PvtForImage",
         {
             "image_size": 32, "num_encoder_blocks": 2, "depths": [1, 1], "sequence_reduction_ratios": [2, 1],
-            "hidden_sizes": [16, 32], "patch_sizes": [4, 2], "strides": [4, 2], "num_attention_heads": [1, 2],
-            "mlp_ratios": [2, 2],
+            "hidden_sizes": [32, 64], "patch_sizes": [4, 2], "strides": [4, 2], "num_attention_heads": [1, 2],
+            "mlp_ratios": [4, 4],
         },
         IMAGES, "attention", epochs=12,
     ),
     "mobilevit": _classifier(
         "MobileViTForImage",
         {
-            "image_size": 64, "patch_size": 2, "hidden_sizes": [16, 24, 32],
-            "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 48],
+            "image_size": 64, "patch_size": 2, "hidden_sizes": [48, 64, 80],
+            "neck_hidden_sizes": [16, 16, 24, 24, 48, 64, 128],
             "num_attention_heads": 4, "expand_ratio": 2.0, "hidden_dropout_prob": 0.0, "initializer_range": 0.1,
         },
         LARGE, "convolutions and attention",
@@ -294,17 +294,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     "levit": _classifier(
         "LevitForImage",
         {
-            "image_size": 64, "hidden_sizes": [32, 48], "num_attention_heads": [2, 3], "depths": [1, 1],
-            "key_dim": [8, 8], "mlp_ratio": [2, 2], "attention_ratio": [2, 2],
-            "down_ops": [["Subsample", 8, 4, 4, 2, 2], [""]],
+            "image_size": 64, "hidden_sizes": [64, 96], "num_attention_heads": [2, 3], "depths": [1, 1],
+            "key_dim": [16, 16], "mlp_ratio": [2, 2], "attention_ratio": [2, 2],
+            "down_ops": [["Subsample", 16, 4, 4, 2, 2], [""]],
         },
         LARGE, "convolutions and attention",
     ),
     "cvt": _classifier(
         "CvtForImage",
         {
-            "patch_sizes": [7, 3], "patch_stride": [4, 2], "patch_padding": [2, 1], "embed_dim": [16, 32],
-            "num_heads": [1, 2], "depth": [1, 2], "mlp_ratio": [2.0, 2.0], "attention_drop_rate": [0.0, 0.0],
+            "patch_sizes": [7, 3], "patch_stride": [4, 2], "patch_padding": [2, 1], "embed_dim": [32, 64],
+            "num_heads": [1, 2], "depth": [1, 2], "mlp_ratio": [4.0, 4.0], "attention_drop_rate": [0.0, 0.0],
             "drop_rate": [0.0, 0.0], "drop_path_rate": [0.0, 0.0], "qkv_bias": [True, True],
             "cls_token": [False, True], "qkv_projection_method": ["dw_bn", "dw_bn"], "kernel_qkv": [3, 3],
             "padding_kv": [1, 1], "stride_kv": [2, 2], "padding_q": [1, 1], "stride_q": [1, 1],
@@ -316,7 +316,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "distilbert": _classifier(
         "DistilBertForSequence",
         {
-            "vocab_size": NUM_TOKENS, "dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 96,
+            "vocab_size": NUM_TOKENS, "dim": 128, "n_layers": 2, "n_heads": 4, "hidden_dim": 512,
             "max_position_embeddings": 32,
         },
         TOKENS, "encoder",
@@ -324,48 +324,48 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta": _classifier(
         "RobertaForSequence", BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}, TOKENS, "encoder",
     ),
-    "albert": _classifier("AlbertForSequence", BERT | {"embedding_size": 32}, TOKENS, "encoder"),
-    "electra": _classifier("ElectraForSequence", BERT | {"embedding_size": 32}, TOKENS, "encoder"),
+    "albert": _classifier("AlbertForSequence", BERT | {"embedding_size": 64}, TOKENS, "encoder"),
+    "electra": _classifier("ElectraForSequence", BERT | {"embedding_size": 64}, TOKENS, "encoder"),
     "mobilebert": _classifier(
         "MobileBertForSequence",
-        BERT | {"embedding_size": 32, "intra_bottleneck_size": 32, "num_feedforward_networks": 2,
+        BERT | {"embedding_size": 64, "intra_bottleneck_size": 64, "num_feedforward_networks": 2,
         "initializer_range": 0.1},
         TOKENS, "encoder", epochs=12,
     ),
-    "squeezebert": _classifier("SqueezeBertForSequence", BERT | {"embedding_size": 48}, TOKENS, "encoder"),
+    "squeezebert": _classifier("SqueezeBertForSequence", BERT | {"embedding_size": 128}, TOKENS, "encoder"),
     "gpt2": Architecture(
         "GPT2Model",
         {
-            "vocab_size": NUM_TOKENS, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 32, "use_cache": False,
+            "vocab_size": NUM_TOKENS, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 32, "use_cache": False,
             "bos_token_id": 0, "eos_token_id": 0,
         },
-        TOKENS, "decoder", width=48,
+        TOKENS, "decoder", width=128,
     ),
     "opt": Architecture(
         "OPTModel",
         {
-            "vocab_size": NUM_TOKENS, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "ffn_dim": 96,
-            "max_position_embeddings": 32, "word_embed_proj_dim": 48, "use_cache": False,
+            "vocab_size": NUM_TOKENS, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "ffn_dim": 512,
+            "max_position_embeddings": 32, "word_embed_proj_dim": 128, "use_cache": False,
         },
-        TOKENS, "decoder", width=48,
+        TOKENS, "decoder", width=128,
     ),
-    "llama": Architecture("LlamaModel", LLAMA, TOKENS, "decoder", width=48),
-    "qwen2": Architecture("Qwen2Model", LLAMA, TOKENS, "decoder", width=48),
+    "llama": Architecture("LlamaModel", LLAMA, TOKENS, "decoder", width=128),
+    "qwen2": Architecture("Qwen2Model", LLAMA, TOKENS, "decoder", width=128),
     "t5-encoder": Architecture(
         "T5EncoderModel",
         {
-            "vocab_size": NUM_TOKENS, "d_model": 48, "d_kv": 12, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+            "vocab_size": NUM_TOKENS, "d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 2, "num_heads": 4,
             "use_cache": False,
         },
-        TOKENS, "encoder", width=48,
+        TOKENS, "encoder", width=128,
     ),
     # Sounds.
     "wav2vec2": _classifier(
         "Wav2Vec2ForSequence",
         {
-            "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
-            "conv_dim": (16, 32, 32), "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 3), "classifier_proj_size": 32,
+            "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512,
+            "conv_dim": (32, 64, 64), "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 3), "classifier_proj_size": 64,
             "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "mask_time_prob": 0.0,
         },
         WAVES, "convolutions and attention",
@@ -373,11 +373,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "whisper-encoder": Architecture(
         "WhisperModel",
         {
-            "vocab_size": NUM_TOKENS, "num_mel_bins": 16, "max_source_positions": NUM_VALUES // 32, "d_model": 48,
-            "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_layers": 1,
-            "decoder_attention_heads": 4, "decoder_ffn_dim": 96, "pad_token_id": 0, "bos_token_id": 0,
+            "vocab_size": NUM_TOKENS, "num_mel_bins": 16, "max_source_positions": NUM_VALUES // 32, "d_model": 128,
+            "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 512, "decoder_layers": 1,
+            "decoder_attention_heads": 4, "decoder_ffn_dim": 512, "pad_token_id": 0, "bos_token_id": 0,
             "eos_token_id": 0, "decoder_start_token_id": 0,
         },
-        FEATURES, "convolutions and attention", width=48, build=lambda net: net.encoder,
+        FEATURES, "convolutions and attention", width=128, build=lambda net: net.encoder,
     ),
 }  # fmt: skip
