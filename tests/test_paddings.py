@@ -15,6 +15,7 @@ from edgedl.measure import evaluate
 from edgedl.quantize.simulate import Quantization
 from edgedl.targets.tflite import TFLite
 from edgedl.tflite.flatbuffer import Flatbuffer
+from edgedl.torch_session import TorchSession
 from tests.toys import Noise
 
 TASK = Noise(shape=(4, 9, 12))
@@ -73,3 +74,24 @@ def test_what_others_take_too_stays_as_it_is(tmp_path):
     torch.manual_seed(1)
     _, agreement = built(Shared().eval(), tmp_path)
     assert agreement > 120
+
+
+@pytest.mark.parametrize("pooling", [nn.AvgPool2d(64, ceil_mode=True), nn.AvgPool2d((9, 12))], ids=["larger", "equal"])
+def test_a_window_that_holds_the_whole_image_is_a_mean_in_float_too(pooling, tmp_path):
+    """The converter would fill the image up to the size of a larger window."""
+    module = nn.Sequential(pooling, nn.Flatten()).eval()
+    artifact = TFLite().build(Model(net=module), TASK, tmp_path, 1)
+    graph = Flatbuffer(artifact.file.read_bytes())
+    kinds = set(map(graph.kind, graph.operators))
+    assert "MEAN" in kinds
+    assert not kinds & {"PAD", "AVERAGE_POOL_2D"}
+    session, expected = TFLite().open(artifact.file), evaluate(TorchSession(module, TASK), TASK, "test").outputs["y"]
+    deployed = evaluate(session, TASK, "test").outputs["y"]
+    session.close()
+    assert stats.sqnr_db(expected, deployed) > 120
+
+
+def test_other_windows_stay_what_they_are_in_float(tmp_path):
+    artifact = TFLite().build(Model(net=nn.AvgPool2d(3).eval()), TASK, tmp_path, 1)
+    graph = Flatbuffer(artifact.file.read_bytes())
+    assert "AVERAGE_POOL_2D" in map(graph.kind, graph.operators)

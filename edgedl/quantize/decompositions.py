@@ -87,6 +87,21 @@ def _unbind(x: torch.Tensor, dim: int = 0) -> list[torch.Tensor]:
     return [x.select(dim, index) for index in range(x.shape[dim])]
 
 
+def mean_of_whole(
+    x: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """Average pooling whose window holds all of the image, and ends where that does; other windows stay as they are."""
+    (height, width), sides = (kernel[0], kernel[-1]), x.shape[2:]
+    is_all = (height, width) == tuple(sides) or (ceil_mode and height >= sides[0] and width >= sides[1])
+    return x.mean((2, 3), keepdim=True) if is_all and not any(padding) and not divisor_override else NotImplemented
+
+
 def _average_pool(
     x: torch.Tensor,
     kernel: Sequence[int],
@@ -101,9 +116,9 @@ def _average_pool(
     channels, sides = x.shape[1], x.shape[2:]
     strides = list(stride) or [height, width]
     paddings = [padding[0], padding[-1]]
-    is_all = (height, width) == tuple(sides) or (ceil_mode and height >= sides[0] and width >= sides[1])
-    if not any(paddings) and is_all and not divisor_override:
-        return x.mean((2, 3), keepdim=True)  # the window ends where the image does
+    whole = mean_of_whole(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    if whole is not NotImplemented:
+        return whole
     if divisor_override or (
         ceil_mode
         and any(

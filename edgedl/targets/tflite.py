@@ -51,8 +51,11 @@ class TFLite(Target):
         """Writes `model.tflite`. Raises `TargetError` if the converter refuses the graph."""
         from importlib.metadata import version
 
+        import torch
+
         from edgedl.onnx.export import example_inputs
         from edgedl.quantize import mixed
+        from edgedl.quantize.decompositions import mean_of_whole
         from edgedl.quantize.recurrent import open_recurrent
         from edgedl.tflite import layer_norms
         from edgedl.tflite.any_batch import foreign_prime, with_any_batch
@@ -68,7 +71,9 @@ class TFLite(Target):
             graph = mixed.fenced(cast("torch.fx.GraphModule", graph))
         file = folder / "model.tflite"
         names = tuple(task.inputs), tuple(task.outputs)
-        made_of = {**layer_norms.DECOMPOSITIONS, **_transposed(model.precision)}
+        # The converter fills an image up to the size of a window that is larger, EfficientNet's of 1280 pixels, say.
+        pools = {torch.ops.aten.avg_pool2d: mean_of_whole}
+        made_of = {**layer_norms.DECOMPOSITIONS, **pools, **_transposed(model.precision)}
         any_batch, notes = self.max_batch is not None, dimensions.kept(task, ONE_FREE)
 
         def converted(inputs: tuple[torch.Tensor, ...]) -> tuple[bytes, Mapping[str, int]]:
