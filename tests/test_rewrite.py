@@ -212,12 +212,18 @@ PLAIN: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         (3, 8, 8),
     ),
     "transposed": (nn.Sequential(nn.Unflatten(1, (4, 2, 2)), nn.ConvTranspose2d(4, 2, 2, bias=False)), (16,)),
+    "in place": (
+        nn.Sequential(nn.Linear(6, 4), nn.ReLU6(inplace=True), nn.Linear(4, 4), Apply(lambda x: x.add_(1).relu_())),
+        (6,),
+    ),
+    "in place where others look": (nn.Sequential(nn.Linear(6, 4), Apply(lambda x: x + x.relu_())), (6,)),
     "flat already": (nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Dropout(0.5), nn.Tanh()), (6,)),
     "views": (Apply(lambda x: torch.relu(x.view(x.shape[0], 4, 6)).reshape(-1, 24)), (2, 12)),
     "an LSTM": (nn.Sequential(nn.LSTM(4, 3, batch_first=True), Apply(lambda found: found[0][:, -1])), (5, 4)),
 }
 OTHERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "in place": (nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True)), (6,)),
+    "in place of another type": (nn.Sequential(nn.Linear(6, 4), Apply(lambda x: x.add_(x.double()))), (6,)),
+    "in place of what is shared": (nn.Sequential(nn.Linear(6, 4), Apply(lambda x: x + x[:, 1:].relu_().sum())), (6,)),
     "attention": (Masked(True), (8, 20)),
     "batch and places in one dimension": (Apply(places_flattened), (8, 6)),
     "poolings into several windows": (nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), (3, 8, 8)),

@@ -14,13 +14,21 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
 from edgedl.quantize.decompositions import DECOMPOSITIONS, IN_WORDS
-from edgedl.quantize.operators import OPERATORS
+from edgedl.quantize.operators import OPERATORS, Role
 
 aten = torch.ops.aten
 
 BATCH_NORM, DROPOUT, POOL_TO_SIZE = aten.batch_norm.default, aten.dropout.default, aten.adaptive_avg_pool2d.default
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input)
 SIZE = aten.sym_size.int
+IN_PLACE = {
+    aten.relu_.default: aten.relu.default,
+    aten.hardtanh_.default: aten.hardtanh.default,
+    aten.leaky_relu_.default: aten.leaky_relu.default,
+    aten.hardswish_.default: aten.hardswish.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default,
+    aten.add_.Tensor: aten.add.Tensor,
+}
 RESHAPES = (aten.flatten.using_ints, aten.unflatten.int, aten.view.default)
 NORM = "aten._native_batch_norm_legit_no_training.default"
 
@@ -30,6 +38,8 @@ def opened(program: ExportedProgram) -> tuple[GraphModule, dict[str, int]]:
     samples = _inputs_by_samples(program.graph)
     if all(_is_plain(node, samples) for node in program.graph.nodes if node.op == "call_function"):
         graph = program.module(check_guards=False)
+        for node in graph.graph.nodes:
+            node.target = IN_PLACE.get(node.target, node.target)
         _drop_dropouts(graph)
         _spell_shapes(graph)
         return graph, {}
@@ -54,9 +64,19 @@ def _is_plain(node: Node, samples: Container[str]) -> bool:
         return keeps_samples and all(isinstance(size, int) for size in result[1:])
     if node.target == POOL_TO_SIZE:
         return node.args[1] == [1, 1]
+    if node.target in IN_PLACE:
+        changed = cast("Node", node.args[0])
+        own = len(changed.users) == 1 and (changed.target in (BATCH_NORM, *IN_PLACE) or _makes_values(changed))
+        return own and len({one.meta["val"].dtype for one in (node, *node.all_input_nodes)}) == 1
     if node.target in TRANSPOSED:
         return node.args[6:7] in ((), (1,))  # one group
     return node.target is SIZE or (str(node.target) in OPERATORS and node.target not in DECOMPOSITIONS)
+
+
+def _makes_values(node: Node) -> bool:
+    """Whether an operator gives values in a place of their own, which are nobody else's."""
+    operator = OPERATORS.get(str(node.target))
+    return operator is not None and operator.role is not Role.MOVES
 
 
 def _drop_dropouts(graph: GraphModule) -> None:
