@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.nn import functional
 
 from edgedl import measure, plugins, stats
-from edgedl.core import Model
+from edgedl.core import Model, UsageError
 from edgedl.quantize import opening
 from edgedl.quantize.operators import OPERATORS
 from edgedl.quantize.schemes import AFFINE, LITERT
@@ -175,6 +175,33 @@ def test_adaptive_pooling_into_unequal_windows_is_left_as_it_is():
 def test_a_mean_whose_window_hangs_over_the_edge_is_left_as_it_is():
     graph = export_graph(nn.AvgPool2d(3, ceil_mode=True).eval(), Noise(shape=(8, 10, 10)))
     assert "aten.avg_pool2d.default" in [str(node.target) for node in graph.graph.nodes]
+
+
+class Foresight(nn.Module):
+    """Causal attention that has learned to score what is masked higher than anything else, by as much as `reach`."""
+
+    def __init__(self, reach: float) -> None:
+        super().__init__()
+        self.reach = reach
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ahead = torch.linspace(0, 2 * self.reach, 8)[:, None].expand(8, 4)
+        return functional.scaled_dot_product_attention(torch.ones_like(x), x + ahead, x, is_causal=True, scale=1 / 8)
+
+
+@pytest.mark.parametrize("reach", [1.0, 40.0, 100.0])
+def test_a_mask_is_as_strong_as_the_scores_it_has_to_hide(reach):
+    net = Foresight(reach).eval()
+    graph = export_graph(net, Noise(shape=(8, 4)))
+    x = torch.randn(16, 8, 4)
+    assert stats.sqnr_db(net(x).numpy(), graph(x).numpy()) > 60
+
+
+def test_a_network_whose_graph_answers_otherwise_is_refused():
+    calls: list[int] = []
+    net = Apply(lambda x: x * (1 + len(calls)) + (calls.append(1) or 0))
+    with pytest.raises(UsageError, match=r"answers otherwise: -?\d.* dB.*remember earlier samples"):
+        export_graph(net.eval(), Noise(shape=(4,)))
 
 
 class Flattening(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,13 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    masked: float,
 ) -> Any:
-    """Scaled dot-product attention as two products and a softmax, each with a grid of its own."""
+    """Scaled dot-product attention as two products and a softmax, each with a grid of its own.
+
+    What is masked is lowered by `masked`, which is below zero: int8 has no code for minus infinity.
+    """
     if enable_gqa:
         return NotImplemented
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -30,14 +36,9 @@ def _attention(
         size = (query.shape[-2], key.shape[-2])
         allowed = torch.ones(size, dtype=torch.bool).tril() if attn_mask is None else attn_mask
         # Of a mask that depends on inputs no kernel chooses int8 codes.
-        mask = allowed.clamp(min=MASKED) if allowed.is_floating_point() else (allowed.to(scores.dtype) - 1) * -MASKED
+        mask = allowed.clamp(min=masked) if allowed.is_floating_point() else (allowed.to(scores.dtype) - 1) * -masked
         scores = scores + mask
     return torch.matmul(torch.softmax(scores, -1), value)
-
-
-MASKED = -16.0
-"""What a masked score is lowered by: e^-16 is a ten-millionth, int8 has no code for minus infinity, and a grid has to
-span it."""
 
 
 def _silu(x: torch.Tensor) -> torch.Tensor:
@@ -250,8 +251,9 @@ def _reversed_difference(x: torch.Tensor, number: float, alpha: float = 1) -> to
     return torch.sub(torch.full((), number, dtype=x.dtype), x, alpha=alpha)
 
 
+ATTENTION = aten.scaled_dot_product_attention.default
+
 DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
-    aten.scaled_dot_product_attention.default: _attention,
     aten.silu.default: _silu,
     aten.mish.default: _mish,
     aten.log_sigmoid.default: _log_sigmoid,
@@ -277,6 +279,12 @@ DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     aten.pow.Tensor_Scalar: _power,
 }
 
+
+def with_masks(masked: float) -> dict[Any, Callable[..., Any]]:
+    """`DECOMPOSITIONS`, and that of attention, whose masked scores are lowered by `masked`."""
+    return {**DECOMPOSITIONS, ATTENTION: partial(_attention, masked=masked)}
+
+
 IN_WORDS = {
     "aten.scaled_dot_product_attention.default": "attention opened into products and softmax",
     "aten.silu.default": "SiLU opened into sigmoid and product",
@@ -294,4 +302,4 @@ IN_WORDS = {
     "aten.instance_norm.default": "instance norm made a group norm",
     "aten.pow.Tensor_Scalar": "power opened into products",
 }
-"""What `DECOMPOSITIONS` do, where a person would look for the operator in vain."""
+"""What decompositions do, where a person would look for the operator in vain."""

@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from edgedl.quantize.decompositions import DECOMPOSITIONS, IN_WORDS
+from edgedl.quantize.decompositions import ATTENTION, DECOMPOSITIONS, IN_WORDS, with_masks
 from edgedl.quantize.operators import OPERATORS, Role
 
 aten = torch.ops.aten
@@ -33,8 +33,11 @@ RESHAPES = (aten.flatten.using_ints, aten.unflatten.int, aten.view.default)
 NORM = "aten._native_batch_norm_legit_no_training.default"
 
 
-def opened(program: ExportedProgram) -> tuple[GraphModule, dict[str, int]]:
-    """The graph of `program` in operators that compute one thing each, and what was opened in how many places."""
+def opened(program: ExportedProgram, masked: float) -> tuple[GraphModule, dict[str, int]]:
+    """The graph of `program` in operators that compute one thing each, and what was opened in how many places.
+
+    Masked scores are lowered by `masked`.
+    """
     samples = _inputs_by_samples(program.graph)
     if all(_is_plain(node, samples) for node in program.graph.nodes if node.op == "call_function"):
         graph = program.module(check_guards=False)
@@ -43,7 +46,7 @@ def opened(program: ExportedProgram) -> tuple[GraphModule, dict[str, int]]:
         _drop_dropouts(graph)
         _spell_shapes(graph)
         return graph, {}
-    graph = cast("GraphModule", program.run_decompositions(cast("Any", DECOMPOSITIONS)).module(check_guards=False))
+    graph = cast("GraphModule", program.run_decompositions(cast("Any", with_masks(masked))).module(check_guards=False))
     _restore_batch_norms(graph)
     return graph, _told(program.graph, graph.graph)
 
@@ -70,7 +73,7 @@ def _is_plain(node: Node, samples: Container[str]) -> bool:
         return own and len({one.meta["val"].dtype for one in (node, *node.all_input_nodes)}) == 1
     if node.target in TRANSPOSED:
         return node.args[6:7] in ((), (1,))  # one group
-    return node.target is SIZE or (str(node.target) in OPERATORS and node.target not in DECOMPOSITIONS)
+    return node.target is SIZE or (str(node.target) in OPERATORS and node.target not in (ATTENTION, *DECOMPOSITIONS))
 
 
 def _makes_values(node: Node) -> bool:

@@ -119,7 +119,7 @@ NEAREST: dict[str, str] = {
     "aten.exp.default": "torch.softmax or torch.sigmoid, if it is for one of them",
     "aten.log.default": "torch.log_softmax or torch.nn.functional.softplus, if it is for one of them",
     "aten.where.self": "m * a + (1 - m) * b with a mask of zeros and ones, if the condition is a constant or an input",
-    "aten.masked_fill.Scalar": "x + m in front of a softmax, with -16 in m for what is masked",
+    "aten.masked_fill.Scalar": "x + m in front of a softmax, with -16 or less in m for what is masked",
     "aten.var.correction": "((x - x.mean(dim, keepdim=True)) ** 2).mean(dim)",
     "aten.max.dim": "x.amax(dim), if only values are needed",
     "aten.min.dim": "x.amin(dim), if only values are needed",

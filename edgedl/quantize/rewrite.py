@@ -12,7 +12,6 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgedl.quantize.decompositions import MASKED
 from edgedl.quantize.folding import attribute, constant
 from edgedl.quantize.opening import opened
 from edgedl.quantize.operators import ELEMENTWISE
@@ -20,12 +19,15 @@ from edgedl.quantize.operators import ELEMENTWISE
 aten = torch.ops.aten
 
 
-def rewrite(program: ExportedProgram) -> GraphModule:
-    """The graph of `program` in operators of the table as far as they are known here; the others stay as they are."""
-    graph, graph.meta[REWRITES] = opened(program)
+def rewrite(program: ExportedProgram, masked: float) -> GraphModule:
+    """The graph of `program` in operators of the table as far as they are known here; the others stay as they are.
+
+    Masked scores are lowered by `masked`, which is below zero.
+    """
+    graph, graph.meta[REWRITES] = opened(program, masked)
     _drop_clones(graph)
     _fold_constants(graph)
-    _fold_per_sample(graph)
+    _fold_per_sample(graph, masked)
     _drop_flattening(graph)
     _join_rms_norms(graph)
     _drop_softmax_of_one(graph)
@@ -89,7 +91,7 @@ def _is_random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
-def _fold_per_sample(graph: GraphModule) -> None:
+def _fold_per_sample(graph: GraphModule, masked: float) -> None:
     """Makes constants of what depends on the number of samples alone and is the same for each.
 
     Such are the masks and positions that libraries compute anew at every call. A sum with a mask that masks nothing
@@ -114,7 +116,7 @@ def _fold_per_sample(graph: GraphModule) -> None:
                 continue
             is_mask = is_sum and all(str(reader.target) == "aten.softmax.int" for reader in user.users)
             with graph.graph.inserting_before(user):
-                made = constant(graph, f"{user.name}_of_each", sample.clamp(min=MASKED) if is_mask else sample)
+                made = constant(graph, f"{user.name}_of_each", sample.clamp(min=masked) if is_mask else sample)
             user.replace_input_with(node, made)
 
 
