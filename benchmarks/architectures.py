@@ -329,7 +329,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mobilebert": _classifier(
         "MobileBertForSequence",
         BERT | {"embedding_size": 64, "intra_bottleneck_size": 64, "num_feedforward_networks": 2,
-        "initializer_range": 0.1},
+        "initializer_range": 0.05},
         TOKENS, "encoder", epochs=12,
     ),
     "squeezebert": _classifier("SqueezeBertForSequence", BERT | {"embedding_size": 128}, TOKENS, "encoder"),
