@@ -89,13 +89,16 @@ def _converted(given: Operands) -> torch.Tensor:
 
 
 def _sum_of_bytes(given: Operands) -> torch.Tensor:
-    """MLAS's addition: zero points make one offset, then comes a fused multiply-add a side, the right one first."""
-    ratios = [one / given.scale for one in given.scales]
-    zeros = [np.float32(zero_point - LOWEST) for zero_point in given.zero_points]
-    offset = np.float32(given.zero_point - LOWEST) - (ratios[0] * zeros[0] + ratios[1] * zeros[1])
-    found = torch.tensor(float(offset), dtype=torch.float64)
-    for side in (1, 0):
-        found = ((given.values[side] + float(zeros[side])) * float(ratios[side]) + found).float().double()
+    """MLAS's addition: zero points make one offset, then comes a fused multiply-add a side, the right one first.
+
+    The offset is made by a fused multiply-add, too, of which its source says nothing: compilers make one.
+    """
+    left, right = (float(one / given.scale) for one in given.scales)
+    zeros = [float(zero_point - LOWEST) for zero_point in given.zero_points]
+    fused = np.float32(left * zeros[0] + float(np.float32(right * zeros[1])))
+    found = torch.tensor(float(np.float32(given.zero_point - LOWEST) - fused), dtype=torch.float64)
+    for side, ratio in ((1, right), (0, left)):
+        found = ((given.values[side] + zeros[side]) * ratio + found).float().double()
     return torch.round(found) - (given.zero_point - LOWEST)
 
 
