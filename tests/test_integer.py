@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule
 
-from edgedl.quantize.integer import KERNELS, LOWEST, Operands
+from edgedl.quantize.integer import DEQUANTIZE, KERNELS, LOWEST, QUANTIZE, IntegerInterpreter, Operands
 from edgedl.quantize.quantizer import Grid
 
 PAIRS = np.stack([codes.reshape(-1) for codes in np.meshgrid(np.arange(256), np.arange(256))]).astype(np.uint8)
@@ -21,21 +21,33 @@ PAIRS = np.stack([codes.reshape(-1) for codes in np.meshgrid(np.arange(256), np.
 
 def answered(operator: str, grids: list[Grid]) -> np.ndarray:
     """What onnxruntime's kernel for bytes makes of all pairs of codes; the last grid is that of the result."""
+    names, constants = constants_of(grids)
+    inputs = ["left", *names[0], "right", *names[1], *names[2]]
+    node = helper.make_node(operator, inputs, ["result"], domain="com.microsoft")
+    return first_of([node], constants, {"result": TensorProto.UINT8})
+
+
+def constants_of(grids: list[Grid]) -> tuple[list[list[str]], list[TensorProto]]:
+    """The names of each grid's scale and zero point, and their values for codes that are bytes."""
     names, constants = [], []
     for place, (scale, zero_point) in enumerate(grids):
         names.append([f"scale{place}", f"zero{place}"])
         constants.append(helper.make_tensor(names[-1][0], TensorProto.FLOAT, [], [scale]))
         constants.append(helper.make_tensor(names[-1][1], TensorProto.UINT8, [], [zero_point - LOWEST]))
-    inputs = ["left", *names[0], "right", *names[1], *names[2]]
-    node = helper.make_node(operator, inputs, ["result"], domain="com.microsoft")
-    values = [helper.make_tensor_value_info(name, TensorProto.UINT8, [len(PAIRS[0])]) for name in ("left", "right")]
-    result = helper.make_tensor_value_info("result", TensorProto.UINT8, [len(PAIRS[0])])
-    graph = helper.make_graph([node], "graph", values, [result], constants)
+    return names, constants
+
+
+def first_of(nodes: list[onnx.NodeProto], constants: list[TensorProto], outputs: dict[str, int]) -> np.ndarray:
+    """The first output of a graph that is given all pairs of codes."""
+    count = [len(PAIRS[0])]
+    values = [helper.make_tensor_value_info(name, TensorProto.UINT8, count) for name in ("left", "right")]
+    results = [helper.make_tensor_value_info(name, kind, count) for name, kind in outputs.items()]
+    graph = helper.make_graph(nodes, "graph", values, results, constants)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    (found,) = session.run(None, {"left": PAIRS[0], "right": PAIRS[1]})
+    found, *_ = session.run(None, {"left": PAIRS[0], "right": PAIRS[1]})
     return found.astype(np.int64)
 
 
@@ -68,3 +80,35 @@ def assert_repeats(kind: str, grids: list[Grid]) -> None:
     codes = KERNELS["onnxruntime"][f"aten.{kind}.Tensor"](operands) + zeros[2] - LOWEST
     operator = {"add": "QLinearAdd", "mul": "QLinearMul"}[kind]
     np.testing.assert_array_equal(codes.clamp(0, 255).numpy(), answered(operator, grids))
+
+
+@given(st.floats(0.001, 0.1), ratios, ratios, st.tuples(zero_points, zero_points, zero_points))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_sum_that_others_read_in_float_rounds_as_onnxruntime_does(base, ratio, other, zeros):
+    """It is computed in float, and a division gives its codes; with no other reader it would be a sum of bytes."""
+    grids = [(float(np.float32(base * factor)), zero) for factor, zero in zip((1, ratio, other), zeros, strict=True)]
+    signed = [torch.from_numpy(codes.astype(np.int16) + LOWEST).to(torch.int8) for codes in PAIRS]
+    codes, _ = IntegerInterpreter(sum_read_twice(grids), "onnxruntime").run(*signed)
+    np.testing.assert_array_equal(codes.numpy().astype(np.int64) - LOWEST, sum_read_twice_there(grids))
+
+
+def sum_read_twice(grids: list[Grid]) -> GraphModule:
+    graph = Graph()
+    whole = [(scale, zero_point, -128, 127, torch.int8) for scale, zero_point in grids]
+    given_ = [graph.placeholder(name) for name in ("left", "right")]
+    sides = [graph.call_function(DEQUANTIZE, (codes, *grid)) for codes, grid in zip(given_, whole, strict=False)]
+    total = graph.call_function(torch.ops.aten.add.Tensor, tuple(sides))
+    graph.output((graph.call_function(QUANTIZE, (total, *whole[2])), graph.call_function(torch.relu, (total,))))
+    return GraphModule(torch.nn.Module(), graph)
+
+
+def sum_read_twice_there(grids: list[Grid]) -> np.ndarray:
+    names, constants = constants_of(grids)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["left", *names[0]], ["a"]),
+        helper.make_node("DequantizeLinear", ["right", *names[1]], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("QuantizeLinear", ["sum", *names[2]], ["result"]),
+        helper.make_node("Relu", ["sum"], ["other"]),
+    ]
+    return first_of(nodes, constants, {"result": TensorProto.UINT8, "other": TensorProto.FLOAT})

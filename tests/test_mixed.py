@@ -116,6 +116,32 @@ def test_layers_that_int8_harms_have_weights_of_half_precision(use, net, plan, t
         assert casts.count(onnx.TensorProto.FLOAT16) == casts.count(onnx.TensorProto.FLOAT) > 0
 
 
+class WithTokens(nn.Module):
+    """Patches of an image, and learned tokens beside them that are much smaller, as those of a ViT can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.tokens = nn.Conv2d(3, 16, 4, stride=4), nn.Parameter(torch.randn(1, 16, 16) / 20)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.patches(x).flatten(2).transpose(1, 2)
+        found = torch.cat([self.tokens.expand(found.shape[0], -1, -1), found], 1)
+        return self.head(self.norm(found)).flatten(1)
+
+
+@pytest.mark.parametrize("use", ["tflite", "onnxruntime"])
+def test_what_is_joined_in_float_stays_off_the_grids_of_its_parts(use, tmp_path):
+    """LiteRT's converter would put the tokens on the grid of the patches."""
+    net, task = WithTokens().eval(), Noise(shape=(3, 16, 16))
+    target = plugins.load("targets", use).model_validate({})
+    quantized = Quantization(net, task, "min-max").in_form("int8 layers")
+    session = target.open(target.build(Model(net=net, quantization=quantized), task, tmp_path, batch_size=1).file)
+    answers = measure.evaluate(session, task, "test").outputs["y"]
+    assert stats.sqnr_db(quantized.evaluated(target.scheme, "test").outputs["y"], answers) > 60
+
+
 def test_layers_keep_tables_in_int8():
     net = nn.Sequential(Tokens(), nn.Embedding(50, 8), nn.Flatten(), nn.LayerNorm(32), nn.Linear(32, 4)).eval()
     graph = Quantization(net, Noise(shape=(4,)), "min-max").in_form("int8 layers").simulated(LITERT).graph

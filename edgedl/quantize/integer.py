@@ -130,6 +130,10 @@ KERNELS: dict[str, dict[str, Kernel]] = {
 onnxruntime's as its kernels for bytes were seen to do, on random grids and such as make ties."""
 
 
+DIVIDING = ("onnxruntime", "tensorrt")
+"""Runtimes that divide by a scale to find the codes of float values (ONNX's QuantizeLinear); XNNPACK multiplies."""
+
+
 class IntegerInterpreter(Interpreter):
     """Runs a q/dq graph; what is not int8 runs as it stands. A float graph runs unchanged.
 
@@ -146,6 +150,8 @@ class IntegerInterpreter(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = self._requantized(n) if n.target == QUANTIZE else None
+        if value is None and n.target == QUANTIZE and self.runtime in DIVIDING:
+            value = self._divided(n)
         if value is None and self.runtime and _has_float_weight(n):
             value = self.of_one_channel(n)
         if value is None:
@@ -180,6 +186,12 @@ class IntegerInterpreter(Interpreter):
             codes = codes.clamp(*(float(torch.round(bound * inverse)) for bound in bounds))
         return (codes + zero_point).clamp(low, high).to(torch.int8)
 
+    def _divided(self, node: Node) -> torch.Tensor:
+        """The codes of a float value by a kernel that divides by the scale; torch multiplies with its inverse."""
+        value = self.env[cast("Node", node.args[0])]
+        scale, zero_point, low, high = cast("tuple[float, int, int, int]", node.args[1:5])
+        return (torch.round(value / torch.tensor(scale)) + zero_point).clamp(low, high).to(torch.int8)
+
     def _codes_of_its_own(
         self, node: Node, activation: Node | None, scale: float, zero_point: int
     ) -> torch.Tensor | None:
@@ -187,8 +199,10 @@ class IntegerInterpreter(Interpreter):
         kernel = KERNELS.get(self.runtime, {}).get(str(node.target))
         if kernel is None:
             return None
-        # onnxruntime fuses nothing behind these kernels, and runs them in float then.
-        if activation is not None and (self.runtime == "onnxruntime" or node.target == DEQUANTIZE):
+        if activation is not None and node.target == DEQUANTIZE:
+            return None
+        # onnxruntime fuses nothing behind these kernels, nor them where others read the float value: they run in float.
+        if self.runtime == "onnxruntime" and (activation is not None or len(node.users) > 1):
             return None
         arguments = [node] if node.target == DEQUANTIZE else node.args[: 1 if str(node.target) == LEAKY_RELU else 2]
         sources = [source for source in arguments if isinstance(source, Node) and source.target == DEQUANTIZE]

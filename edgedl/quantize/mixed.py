@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias, cast
 
 import torch
@@ -114,22 +114,38 @@ def fenced(graph: GraphModule) -> GraphModule:
     """A copy for LiteRT's converter, which carries grids into operators behind a dequantization, and makes up others.
 
     It does not beyond a FLOOR: one stands there at each border, by a name that tells that it is to go afterwards.
+    Values on several grids, or on none, that are joined in float would all be put on one of them.
     """
     fenced_graph: GraphModule = copy.deepcopy(graph)
     for node in list(fenced_graph.graph.nodes):
-        if node.target != DEQUANTIZE:
-            continue
-        behind = [user for user in node.users if user.op == "call_function" and user.target not in GRIDS]
-        readers = [user for user in behind if not has_int8_form(user)]
-        if not readers:
-            continue
-        with fenced_graph.graph.inserting_after(node):
-            fence = fenced_graph.graph.call_function(torch.ops.aten.floor.default, (node,))
+        if node.target == DEQUANTIZE:
+            behind = [user for user in node.users if user.op == "call_function" and user.target not in GRIDS]
+            _fence(node, [user for user in behind if not has_int8_form(user)])
+        elif str(node.target) in JOINS and not all(user.target == QUANTIZE for user in node.users):
+            for source in [source for source in node.all_input_nodes if _is_moved(source)]:
+                _fence(source, [node])
+    fenced_graph.recompile()
+    return fenced_graph
+
+
+JOINS = ("aten.cat.default", "aten.stack.default")
+
+
+def _fence(node: Node, readers: Sequence[Node]) -> None:
+    """Puts a FLOOR between a value and some of its readers."""
+    if readers:
+        with node.graph.inserting_after(node):
+            fence = node.graph.call_function(torch.ops.aten.floor.default, (node,))
         fence.meta = dict(node.meta) | {"nn_module_stack": {FENCE: (FENCE, "")}}
         for reader in readers:
             reader.replace_input_with(node, fence)
-    fenced_graph.recompile()
-    return fenced_graph
+
+
+def _is_moved(value: Node) -> bool:
+    """Whether a value comes from a grid, and has at most been moved since."""
+    while (operator := OPERATORS.get(str(value.target))) is not None and operator.role is Role.MOVES:
+        value = value.all_input_nodes[0]
+    return bool(value.target == DEQUANTIZE)
 
 
 def leave_in_float(graph: GraphModule, floats: Collection[Node]) -> None:
