@@ -112,3 +112,25 @@ def sum_read_twice_there(grids: list[Grid]) -> np.ndarray:
         helper.make_node("Relu", ["sum"], ["other"]),
     ]
     return first_of(nodes, constants, {"result": TensorProto.UINT8, "other": TensorProto.FLOAT})
+
+
+@given(st.floats(0.001, 0.1), ratios, ratios, st.tuples(zero_points, zero_points, zero_points))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_sum_of_moved_values_is_the_kernel_of_litert(base, ratio, other, zeros):
+    """Its converter takes a dequantization through what only moves values; other tests have the kernel itself."""
+    grids = [(float(np.float32(base * factor)), zero) for factor, zero in zip((1, ratio, other), zeros, strict=True)]
+    signed = [torch.from_numpy(codes.astype(np.int16) + LOWEST).to(torch.int8) for codes in PAIRS]
+    found = [IntegerInterpreter(sum_of(grids, moved), "litert").run(*signed) for moved in (False, True)]
+    assert torch.equal(*found)
+
+
+def sum_of(grids: list[Grid], moved: bool) -> GraphModule:
+    graph = Graph()
+    whole = [(scale, zero_point, -128, 127, torch.int8) for scale, zero_point in grids]
+    given_ = [graph.placeholder(name) for name in ("left", "right")]
+    left, right = (graph.call_function(DEQUANTIZE, (codes, *grid)) for codes, grid in zip(given_, whole, strict=False))
+    if moved:
+        left = graph.call_function(torch.ops.aten.reshape.default, (left, [-1]))
+    total = graph.call_function(torch.ops.aten.add.Tensor, (left, right))
+    graph.output(graph.call_function(QUANTIZE, (total, *whole[2])))
+    return GraphModule(torch.nn.Module(), graph)

@@ -134,6 +134,18 @@ DIVIDING = ("onnxruntime", "tensorrt")
 """Runtimes that divide by a scale to find the codes of float values (ONNX's QuantizeLinear); XNNPACK multiplies."""
 
 
+def _grid_of(value: Node, through: bool) -> Node | None:
+    """The dequantization that a value comes from, if `through` also where it has been moved since; None if from none.
+
+    LiteRT's converter takes a dequantization through what only moves values, so that an int8 kernel is behind it.
+    """
+    while through and (operator := OPERATORS.get(str(value.target))) and operator.role is Role.MOVES:
+        if len(value.all_input_nodes) > 1 or str(value.target) == "aten.pad.default":
+            return None
+        value = value.all_input_nodes[0]
+    return value if value.target == DEQUANTIZE else None
+
+
 class IntegerInterpreter(Interpreter):
     """Runs a q/dq graph; what is not int8 runs as it stands. A float graph runs unchanged.
 
@@ -205,14 +217,15 @@ class IntegerInterpreter(Interpreter):
         if self.runtime == "onnxruntime" and (activation is not None or len(node.users) > 1):
             return None
         arguments = [node] if node.target == DEQUANTIZE else node.args[: 1 if str(node.target) == LEAKY_RELU else 2]
-        sources = [source for source in arguments if isinstance(source, Node) and source.target == DEQUANTIZE]
-        if len(sources) < len(arguments) or node.kwargs:
+        through = self.runtime == "litert"
+        sources = [_grid_of(source, through) for source in arguments if isinstance(source, Node)]
+        grids = [cast("tuple[float, int]", source.args[1:3]) for source in sources if source is not None]
+        if len(grids) < len(arguments) or node.kwargs:
             return None
-        zero_points = [cast("int", source.args[2]) for source in sources]
-        codes = [self.env[cast("Node", source.args[0])].double() for source in sources]
-        values = [code - zero for code, zero in zip(codes, zero_points, strict=True)]
-        scales = [np.float32(cast("float", source.args[1])) for source in sources]
-        return kernel(Operands(node, values, scales, zero_points, np.float32(scale), zero_point))
+        scales = [np.float32(one) for one, _ in grids]
+        reals = [self.env[cast("Node", argument)].double() for argument in arguments]
+        values = [torch.round(real / float(one)) for real, one in zip(reals, scales, strict=True)]
+        return kernel(Operands(node, values, scales, [zero for _, zero in grids], np.float32(scale), zero_point))
 
     def _products(self, node: Node) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The kernel's int32 products of two activations, or sums of them, as float32, and the size of their unit."""
