@@ -134,6 +134,11 @@ DIVIDING = ("onnxruntime", "tensorrt")
 """Runtimes that divide by a scale to find the codes of float values (ONNX's QuantizeLinear); XNNPACK multiplies."""
 
 
+def _is_constant(quantize: Node) -> bool:
+    """Whether the codes stand in files as they are, and are no runtime's work."""
+    return bool(cast("Node", quantize.args[0]).op == "get_attr")
+
+
 def _grid_of(value: Node, through: bool) -> Node | None:
     """The dequantization that a value comes from, if `through` also where it has been moved since; None if from none.
 
@@ -162,7 +167,7 @@ class IntegerInterpreter(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = self._requantized(n) if n.target == QUANTIZE else None
-        if value is None and n.target == QUANTIZE and self.runtime in DIVIDING:
+        if value is None and n.target == QUANTIZE and self.runtime in DIVIDING and not _is_constant(n):
             value = self._divided(n)
         if value is None and self.runtime and _has_float_weight(n):
             value = self.of_one_channel(n)
@@ -273,8 +278,8 @@ class IntegerInterpreter(Interpreter):
         return convolved(self.runtime, *given) if weight.shape[1] == 1 and x.dtype == torch.float32 else None
 
     def _note(self, node: Node, value: Any) -> None:
-        if node.target == QUANTIZE and cast("Node", node.args[0]).op == "get_attr":
-            return  # constants stand in files as they are, and are no runtime's work
+        if node.target == QUANTIZE and _is_constant(node):
+            return
         if node.target == QUANTIZE:
             scale, zero_point = cast("float", node.args[1]), cast("int", node.args[2])
             real = (value.numpy().astype(np.float32) - zero_point) * np.float32(scale)

@@ -375,12 +375,12 @@ def export_graph(net: torch.nn.Module, task: Task, whole_recurrent: bool = False
             raise
         names = " or ".join(dimensions.by_name(task.dynamic))
         raise UsageError(f"the network is for a fixed {names}; compute with sizes of tensors, not numbers") from error
-    graph = _same(net, program, task)
+    graph = _rewritten(net, program, task)
     _check_sizes(net, graph, task)
     return graph
 
 
-def _same(net: torch.nn.Module, program: ExportedProgram, task: Task) -> GraphModule:
+def _rewritten(net: torch.nn.Module, program: ExportedProgram, task: Task) -> GraphModule:
     """What `program` is rewritten to, with masks as weak as can be for the answers of `net`."""
     for masked in MASKED:
         graph = rewrite(program, masked)
