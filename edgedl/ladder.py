@@ -107,7 +107,8 @@ def climb(model: Model, source: Scored, above: Sequence[Rung], target: Target, s
     tipped = quantization_db is not None and agreement.max_steps is None and agreement.sqnr_db < ROUNDING_DB
     if breached or agreement.max_steps or tipped:
         batch = _worst_batch(simulated, deployed, task, batch_size(session))
-        divergence = first_divergence(_inside(model, target, task, batch), session.activations(batch), needed)
+        inside = _inside(model, target, task, batch)
+        divergence = first_divergence(inside, session.activations(batch), needed, outputs_agree=not breached)
     others = other_sizes.tried(model, target, session, task)
     strays = next(filter(None, (other_sizes.why_not(one, quantization_db) for one in others)), None)
     return Climb(
@@ -175,25 +176,29 @@ def rung(name: str, score: float, above: Sequence[Rung], task: Task) -> Rung:
 
 
 def first_divergence(
-    simulated: Sequence[Activation], deployed: Sequence[Activation], needed_db: float
+    simulated: Sequence[Activation], deployed: Sequence[Activation], needed_db: float, *, outputs_agree: bool = False
 ) -> Divergence | None:
     """The first simulated value that no deployed tensor repeats: to the step if int8, to `needed_db` if float.
 
-    A value is looked for among the tensors of its size in either layout, since exporters rename
-    tensors and move channels last; one that is like none of them is looked for in any order. None if all are found,
-    or if the runtime shows none.
+    A value is looked for among the tensors of its size in either layout, since exporters rename tensors and move
+    channels last; one that is like none of them is looked for in any order. Where the outputs agree but for roundings,
+    one that is still like none has no tensor of its own in the file (a join that the converter left in float, say), and
+    a later one that is found and differs is named before it. None if all are found, or if the runtime shows none.
     """
     if not deployed:
         return None
+    unseen: Divergence | None = None
     for wanted in simulated:
         best = _nearest(wanted, deployed, _layouts)
         if best is not None and best.sqnr_db < RECOGNIZED_DB:
             best = _nearest(wanted, deployed, _sorted)
         if best is None:
-            return Divergence(wanted.layer, -stats.EXACT_DB, None, "no tensor of that size")
+            best = Divergence(wanted.layer, -stats.EXACT_DB, None, "no tensor of that size")
         if best.max_steps or (best.max_steps is None and best.sqnr_db < needed_db):
-            return best
-    return None
+            if best.sqnr_db >= RECOGNIZED_DB or not outputs_agree:
+                return best
+            unseen = unseen or best
+    return unseen
 
 
 def _nearest(

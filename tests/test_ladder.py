@@ -173,3 +173,17 @@ def test_a_value_in_another_order_is_found_and_one_that_differs_is_named():
     found = ladder.first_divergence(simulated, one_off, 60)
     assert found is not None
     assert (found.layer, found.max_steps, found.deployed_tensor) == ("attention", 1, "u")
+
+
+def test_a_value_without_a_tensor_of_its_own_is_no_divergence_where_a_later_one_is():
+    rng = np.random.default_rng(0)
+    joined, normed = rng.integers(-100, 100, (2, 40)).astype(np.float32)
+    simulated = [Activation("join", joined, 1.0), Activation("norm", normed, 1.0)]
+    deployed = [Activation("t", rng.normal(size=40), None), Activation("u", normed + (normed == normed.max()), 1.0)]
+    found = ladder.first_divergence(simulated, deployed, 60, outputs_agree=True)
+    assert found is not None
+    assert (found.layer, found.max_steps, found.deployed_tensor) == ("norm", 1, "u")
+    for outputs_agree, seen in ((False, deployed), (True, [deployed[0], Activation("u", normed, 1.0)])):
+        found = ladder.first_divergence(simulated, seen, 60, outputs_agree=outputs_agree)
+        assert found is not None
+        assert found.layer == "join"
