@@ -29,8 +29,10 @@ DEQUANTIZE_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.defaul
 EXACT_IN_FLOAT32 = 2**24
 """Integers below it have exact float32 sums."""
 
-
-LEAKY_RELU = "aten.leaky_relu.default"
+LEAKY_RELU, SOFTMAX, MEAN = "aten.leaky_relu.default", "aten.softmax.int", "aten.mean.dim"
+POOL = "aten.adaptive_avg_pool2d.default"
+UNARY = (LEAKY_RELU, SOFTMAX, MEAN, POOL)
+"""Of the operators that round in a way of their own, those of one tensor and a setting."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,29 @@ def _leaky(given: Operands) -> torch.Tensor:
     return torch.floor(scaled / 256 + 0.5)
 
 
+def _averaged(given: Operands) -> torch.Tensor:
+    """XNNPACK's mean: the sum of the codes, whole, times one factor, ties to even."""
+    sums = cast("torch.Tensor", cast("Any", given.node.target)(given.values[0], *given.node.args[1:]))
+    count = given.values[0].numel() // sums.numel()
+    ratio = given.scales[0] / (given.scale * np.float32(count))
+    return torch.round(torch.round(sums * count).float() * torch.tensor(ratio)).double()
+
+
+def _softmax(given: Operands) -> torch.Tensor:
+    """LiteRT's softmax: float32 exponentials of how far a code lies below the largest, added up one after the other.
+
+    Elsewhere than on x86 it adds bytes, or in another order: there a code may be another. Its `expf` is right but for
+    a last bit in a few thousand, as is the double rounded here.
+    """
+    dim = cast("int", given.node.args[1])
+    codes = given.values[0].movedim(dim, -1).numpy()
+    below = (codes.max(-1, keepdims=True) - codes).astype(np.float32)
+    exponentials = np.exp(np.float64(-given.scales[0] * below)).astype(np.float32)
+    sums = np.cumsum(exponentials, axis=-1, dtype=np.float32)[..., -1:]
+    shares = exponentials * (np.float32(1) / (sums * given.scale))
+    return torch.from_numpy(np.floor(shares.astype(np.float64) + 0.5)).movedim(-1, dim)
+
+
 def _converted(given: Operands) -> torch.Tensor:
     """XNNPACK's conversion from one grid to another: a multiplier of 8 fractional bits, ties upwards."""
     return torch.floor(given.values[0] * float(np.rint(256 * (given.scales[0] / given.scale))) / 256 + 0.5)
@@ -122,6 +147,9 @@ KERNELS: dict[str, dict[str, Kernel]] = {
         "aten.matmul.default": _multiplied,
         "aten.bmm.default": _multiplied,
         LEAKY_RELU: _leaky,
+        SOFTMAX: _softmax,
+        MEAN: _averaged,
+        POOL: _averaged,
         str(DEQUANTIZE): _converted,
     },
     "onnxruntime": {"aten.add.Tensor": _sum_of_bytes, "aten.mul.Tensor": _product_of_bytes},
@@ -221,7 +249,7 @@ class IntegerInterpreter(Interpreter):
         # onnxruntime fuses nothing behind these kernels, nor them where others read the float value: they run in float.
         if self.runtime == "onnxruntime" and (activation is not None or len(node.users) > 1):
             return None
-        arguments = [node] if node.target == DEQUANTIZE else node.args[: 1 if str(node.target) == LEAKY_RELU else 2]
+        arguments = [node] if node.target == DEQUANTIZE else node.args[: 1 if str(node.target) in UNARY else 2]
         through = self.runtime == "litert"
         sources = [_grid_of(source, through) for source in arguments if isinstance(source, Node)]
         grids = [cast("tuple[float, int]", source.args[1:3]) for source in sources if source is not None]

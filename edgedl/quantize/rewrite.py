@@ -31,6 +31,7 @@ def rewrite(program: ExportedProgram, masked: float) -> GraphModule:
     _drop_flattening(graph)
     _join_rms_norms(graph)
     _drop_softmax_of_one(graph)
+    _drop_mean_of_one(graph)
     _lift_numbers(graph)
     _join_pads(graph)
     graph.graph.eliminate_dead_code()
@@ -261,6 +262,23 @@ def _drop_softmax_of_one(graph: GraphModule) -> None:
                 user.replace_all_uses_with(user.args[1])
                 graph.graph.erase_node(user)
         node.target, node.args = aten.clamp.default, (node.args[0], 1.0, 1.0)
+
+
+def _drop_mean_of_one(graph: GraphModule) -> None:
+    """Takes out every mean over a single value, which is that value: a grid of its own would only cost accuracy."""
+    for node in list(graph.graph.nodes):
+        if str(node.target) not in ("aten.mean.dim", "aten.adaptive_avg_pool2d.default") or node.kwargs:
+            continue
+        value, axes, keeps = node.args[0], node.args[1], any(node.args[2:])
+        if str(node.target) == "aten.adaptive_avg_pool2d.default":
+            axes, keeps = (2, 3), True
+        if not axes or any(value.meta["val"].shape[axis] != 1 for axis in axes):
+            continue
+        if node.meta["val"].shape == value.meta["val"].shape:
+            node.replace_all_uses_with(value)
+            graph.graph.erase_node(node)
+        elif not keeps:
+            node.target, node.args = aten.squeeze.dims, (value, axes)
 
 
 def _lift_numbers(graph: GraphModule) -> None:
