@@ -197,10 +197,15 @@ def test_a_mask_is_as_strong_as_the_scores_it_has_to_hide(reach):
     assert stats.sqnr_db(net(x).numpy(), graph(x).numpy()) > 60
 
 
+def test_scores_that_no_mask_hides_are_told_of():
+    with pytest.raises(UsageError, match=r"answers otherwise: .*, or score masked places 256 above others\?"):
+        export_graph(Foresight(800.0).eval(), Noise(shape=(8, 4)))
+
+
 def test_a_network_whose_graph_answers_otherwise_is_refused():
     calls: list[int] = []
     net = Apply(lambda x: x * (1 + len(calls)) + (calls.append(1) or 0))
-    with pytest.raises(UsageError, match=r"answers otherwise: -?\d.* dB.*remember earlier samples"):
+    with pytest.raises(UsageError, match=r"answers otherwise: -?\d.* dB.*remember earlier samples\?"):
         export_graph(net.eval(), Noise(shape=(4,)))
 
 

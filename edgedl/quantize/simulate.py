@@ -391,9 +391,10 @@ def _rewritten(net: torch.nn.Module, program: ExportedProgram, task: Task) -> Gr
             return graph
         if not has_softmax:
             break
+    scores = f", or score masked places {-MASKED[-1]:.0f} above others" if has_softmax else ""
     raise UsageError(
         f"written in operators that quantize, the network answers otherwise: {agreement:.1f} dB, where the same "
-        "numbers in another order have 100 and more; does it draw random numbers, or remember earlier samples?"
+        f"numbers in another order have 100 and more; does it draw random numbers, remember earlier samples{scores}?"
     )
 
 
