@@ -155,7 +155,7 @@ steps = [
 ]
 targets = [{{ use = "tflite" }}, {{ use = "onnxruntime" }}, {{ use = "tensorrt-rtx" }}]
 limits = {{ score_drop = 0.02 }}
-bench = {{ min_seconds = 0.3, rounds = 10 }}
+bench = {{ min_seconds = 1, rounds = 50 }}
 """
 
 
