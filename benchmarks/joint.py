@@ -30,6 +30,7 @@ FORMS = {
     "PTQ alone": str(HERE / "recipes" / "resnet8-ptq.toml"),
     "pruned, PTQ": str(HERE / "recipes" / "resnet8-p50-ptq.toml"),
     "pruned, trained on, PTQ": str(HERE / "recipes" / "resnet8-p50-ft-ptq.toml"),
+    "pruned, trained on, QAT": str(HERE / "recipes" / "resnet8-p50-ft-qat.toml"),
     "pruned, taught, PTQ": str(HERE / "recipes" / "resnet8-p50-kd-ptq.toml"),
     "pruned, taught as long, PTQ": str(HERE / "recipes" / "resnet8-p50-kd26-ptq.toml"),
     "**joint: pruned, taught, QAT**": "resnet8-p50-kd-qat",

@@ -39,6 +39,14 @@ def test_what_is_compared_comes_from_the_same_float_network(name):
         assert step in whole.steps or step.use == "distill"
 
 
+def test_without_a_teacher_all_else_is_the_same():
+    whole, part = (recipe.load(joint.FORMS[form]) for form in (JOINT, "pruned, trained on, QAT"))
+    assert part.steps[:2] == whole.steps[:2]
+    for own, taught in zip(part.steps[2:], whole.steps[2:], strict=True):
+        assert taught.weight > 0
+        assert own == taught.model_copy(update={"weight": 0.0})
+
+
 def test_training_on_takes_as_long_as_what_it_is_compared_with():
     whole, part = (recipe.load(joint.FORMS[form]) for form in (JOINT, "pruned, trained on, PTQ"))
     assert part.steps[2].weight == 0  # from labels alone
