@@ -106,7 +106,7 @@ ALONE = {
 IN_FLOAT = {"aten.layer_norm.default", "aten.rms_norm.default", "aten.group_norm.default"}
 """Computed in float between two grids: sums in another order may tip a value over."""
 if platform.machine() not in ("x86_64", "AMD64"):
-    IN_FLOAT.add("aten.softmax.int")  # LiteRT's adds in another order, or bytes
+    IN_FLOAT.add("aten.softmax.int")  # LiteRT has another kernel there
 CLAMPS = {"aten.relu6.default", "aten.hardtanh.default", "aten.clamp.default"}
 
 

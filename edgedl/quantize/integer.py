@@ -96,8 +96,7 @@ def _averaged(given: Operands) -> torch.Tensor:
 def _softmax(given: Operands) -> torch.Tensor:
     """LiteRT's softmax: float32 exponentials of how far a code lies below the largest, added up one after the other.
 
-    Elsewhere than on x86 it adds bytes, or in another order: there a code may be another. Its `expf` is right but for
-    a last bit in a few thousand, as is the double rounded here.
+    By LiteRT's source (`optimized_ops.h`), which has another kernel for 64-bit Arm: there a code may be another.
     """
     dim = cast("int", given.node.args[1])
     codes = given.values[0].movedim(dim, -1).numpy()

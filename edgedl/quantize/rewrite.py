@@ -272,7 +272,7 @@ def _drop_mean_of_one(graph: GraphModule) -> None:
         value, axes, keeps = node.args[0], node.args[1], any(node.args[2:])
         if str(node.target) == "aten.adaptive_avg_pool2d.default":
             axes, keeps = (2, 3), True
-        if not axes or any(value.meta["val"].shape[axis] != 1 for axis in axes):
+        if not axes or "val" not in value.meta or any(value.meta["val"].shape[axis] != 1 for axis in axes):
             continue
         if node.meta["val"].shape == value.meta["val"].shape:
             node.replace_all_uses_with(value)
