@@ -265,6 +265,13 @@ def test_means_and_softmaxes_between_two_codes_are_rounded_as_litert_does(name, 
     assert_repeats(deployed(net, Noise(shape=shape), target_of("tflite"), tmp_path), exactly=name not in IN_FLOAT)
 
 
+@pytest.mark.parametrize("size", [3, 4])
+def test_pooling_to_several_places_is_no_mean_of_the_whole(size, tmp_path):
+    """On ten places these windows overlap, or are of several sizes."""
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d(size), nn.Conv2d(8, 8, 1)).eval()
+    assert_repeats(deployed(net, Noise(shape=IMAGE), target_of("tflite"), tmp_path))
+
+
 @pytest.mark.parametrize("use", ["tflite", "onnxruntime"])
 def test_a_mean_over_one_value_is_that_value(use, tmp_path):
     """As squeeze-and-excitation has where an image has become one place: its scales would turn codes over."""

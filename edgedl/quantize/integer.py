@@ -8,7 +8,7 @@ The rounding is that of XNNPACK's "fp32" requantization and of onnxruntime's MLA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -86,7 +86,7 @@ def _leaky(given: Operands) -> torch.Tensor:
 
 
 def _averaged(given: Operands) -> torch.Tensor:
-    """XNNPACK's mean: the sum of the codes, whole, times one factor, ties to even."""
+    """XNNPACK's mean, as it was seen to round: the sum of the codes, whole, times one factor, ties to even."""
     sums = cast("torch.Tensor", cast("Any", given.node.target)(given.values[0], *given.node.args[1:]))
     count = given.values[0].numel() // sums.numel()
     ratio = given.scales[0] / (given.scale * np.float32(count))
@@ -245,6 +245,8 @@ class IntegerInterpreter(Interpreter):
             return None
         if activation is not None and node.target == DEQUANTIZE:
             return None
+        if str(node.target) == POOL and any(size != 1 for size in cast("Sequence[int]", node.args[1])):
+            return None  # windows that overlap, or are of several sizes: no mean of the whole
         # onnxruntime fuses nothing behind these kernels, nor them where others read the float value: they run in float.
         if self.runtime == "onnxruntime" and (activation is not None or len(node.users) > 1):
             return None
