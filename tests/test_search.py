@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -592,11 +592,18 @@ def test_trials_on_a_cluster_go_on_where_a_node_is_killed(searched_in, tmp_path,
 
     monkeypatch.setattr(searching, "TICK", 0.1)  # looks on often enough to see the second trial at work
     port = free_port() if importlib.util.find_spec("grpc") else None  # which comes with ray[client]
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "ray_client_server_port": port})
+    quiet_forks = {"GRPC_ENABLE_FORK_SUPPORT": "0"}  # else a server for a client is sometimes lost as it is forked
+    head = {"num_cpus": 0, "ray_client_server_port": port, "env_vars": quiet_forks}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     node = add_node("a")
     try:
         if port:
-            team = OnRay(f"ray://127.0.0.1:{port}", 1)
+            with monkeypatch.context() as busy:
+                busy.setattr(ray, "init", given_up := GivesUp(ray.init, 3))
+                with pytest.raises(UsageError, match=r"^--on ray://.*: Initialization failure from server: RuntimeE"):
+                    OnRay(f"ray://127.0.0.1:{port}", 1)
+                given_up.times = 1
+                team = OnRay(f"ray://127.0.0.1:{port}", 1)
         else:
             ray.init(address=cluster.address, log_to_driver=False)
             team = OnRay("ray", 1)
@@ -625,6 +632,22 @@ def test_trials_on_a_cluster_go_on_where_a_node_is_killed(searched_in, tmp_path,
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+class GivesUp:
+    """What connects to a Ray cluster, but that the cluster ends that some times first."""
+
+    def __init__(self, connect: Callable[..., Any], times: int) -> None:
+        self.connect, self.times = connect, times
+
+    def __call__(self, **options: Any) -> Any:
+        self.times -= 1
+        if self.times >= 0:
+            raise ConnectionAbortedError(
+                "Initialization failure from server:\nTraceback (most recent call last):\n"
+                '  File "proxier.py", line 772, in Datapath\nRuntimeError: Starting Ray client server failed.'
+            )
+        return self.connect(**options)
 
 
 def free_port() -> int:

@@ -25,6 +25,8 @@ WORK = "import sys; sys.path.append(sys.path.pop(0)); from edgedl.search.trial i
 """What a worker runs. Modules of one's own are looked for in its folder last, as `edgedl` does."""
 RAY_RETRIES = 3
 """How often Ray starts a task again whose node or process was lost."""
+RAY_ATTEMPTS = 3
+"""How often a cluster is asked to serve this client: what it forks for that is sometimes lost (gRPC beside threads)."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,21 @@ class OnRay:
         """The first trial's run, as Ray has it."""
         try:
             if not ray.is_initialized():
-                ray.init(address=None if address == "ray" else address, log_to_driver=False, configure_logging=False)
+                self._connect(None if address == "ray" else address)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"--on {address}: {str(error).splitlines()[0]}") from error
+            first, *others = str(error).splitlines()
+            said = f"{first} {others[-1].strip()}" if others and first.endswith(":") else first
+            raise UsageError(f"--on {address}: {said}") from error
         self._remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(run_there)
+
+    def _connect(self, address: str | None) -> None:
+        for attempt in range(RAY_ATTEMPTS):
+            try:
+                self._ray.init(address=address, log_to_driver=False, configure_logging=False)
+                return
+            except ConnectionAbortedError:  # it is there, but what it started to serve this client died
+                if attempt + 1 == RAY_ATTEMPTS:
+                    raise
 
     def submit(self, number: int, job: Job) -> None:
         root, first = Path(job["root"]), job["first"]
