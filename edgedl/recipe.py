@@ -125,6 +125,14 @@ Searched: TypeAlias = Annotated[
 """What a value may be in a search: one of a list, or a number of a range."""
 
 
+class PartError(ValueError):
+    """What is wrong with one part beside the others; pydantic places what a validator of the whole finds nowhere."""
+
+    def __init__(self, location: Location, said: str) -> None:
+        super().__init__(f"{_dotted(location)}: {said}")
+        self.location, self.said = location, said
+
+
 class Recipe(BaseModel):
     """What to make: task, network, steps in order, targets, and what may ship."""
 
@@ -165,35 +173,33 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _learns_before_it_plans(self) -> Recipe:
-        for earlier, later in pairwise(self.steps):
+        for index, (earlier, later) in enumerate(pairwise(self.steps), start=1):
             if later.learns and (earlier.final or not earlier.learns):
-                raise ValueError(f"step {later.label} changes weights and has to stand before {earlier.label}")
+                said = f"{later.label} changes weights and has to stand before {earlier.label}"
+                raise PartError(("steps", index), said)
         return self
 
     @model_validator(mode="after")
     def _cuts_before_it_sparsifies(self) -> Recipe:
-        for earlier, later in combinations(self.steps, 2):
+        for (_, earlier), (index, later) in combinations(enumerate(self.steps), 2):
             if earlier.sparsifies and later.cuts:
-                raise ValueError(
-                    f"step {later.label} removes channels and has to stand before {earlier.label}, "
-                    "whose zeros it would tear apart"
-                )
+                said = f"{later.label} removes channels and has to stand before {earlier.label}"
+                raise PartError(("steps", index), f"{said}, whose zeros it would tear apart")
         return self
 
     @model_validator(mode="after")
     def _steps_suit_the_task(self) -> Recipe:
         for index, step in enumerate(self.steps):
             if why := step.unsuited(self.task):
-                raise ValueError(f"steps[{index}], {step.label}: {why}")
+                raise PartError(("steps", index), f"{step.label}: {why}")
         return self
 
     @model_validator(mode="after")
     def _targets_differ(self) -> Recipe:
         for index, target in enumerate(self.targets):
             if target in self.targets[:index]:
-                raise ValueError(
-                    f"targets[{index}] is the same as targets[{self.targets.index(target)}]; leave one out"
-                )
+                said = f"it is the same as targets[{self.targets.index(target)}]; leave one out"
+                raise PartError(("targets", index), said)
         return self
 
     @model_validator(mode="after")
@@ -201,17 +207,19 @@ class Recipe(BaseModel):
         for index, target in enumerate(self.targets):
             most = getattr(target, "max_batch", None)
             if most is not None and most < self.bench.batch_size:
-                raise ValueError(
-                    f"targets[{index}].max_batch is {most}, and bench.batch_size {self.bench.batch_size}: "
-                    "files are measured with batches that they take"
+                said = f"it is {most}, and bench.batch_size {self.bench.batch_size}"
+                raise PartError(
+                    ("targets", index, "max_batch"), f"{said}: files are measured with batches that they take"
                 )
         return self
 
     @model_validator(mode="after")
     def _targets_have_the_form(self) -> Recipe:
         for step in self.steps:
-            if refusal := next(filter(None, map(step.refused_by, self.targets)), None):
-                raise ValueError(f"{refusal}; change step {step.label}, or leave the target out")
+            for index, target in enumerate(self.targets):
+                if refusal := step.refused_by(target):
+                    said = f"{refusal}; change step {step.label}, or leave the target out"
+                    raise PartError(("targets", index), said)
         return self
 
 
@@ -401,12 +409,15 @@ def _validated(model: type[BaseModel], table: Any, location: Location, text: str
         first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         where = (*location, *first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        raised = first.get("ctx", {}).get("error")
         if first["type"] == "extra_forbidden":
             valid = _keys(model, first["loc"])
             message = "unknown key" + (f"; {plugins.nearest(str(where[-1]), valid)}" if valid else "")
         elif first["type"] == "missing":
             message = "this key is missing"
-        elif not isinstance(first["input"], dict | list | tuple):
+        elif isinstance(raised, PartError):
+            where, message = (*where, *raised.location), raised.said
+        elif not isinstance(first["input"], dict | list | tuple) and not (raised and repr(first["input"]) in message):
             message += f", not {first['input']!r}"
         raise RecipeError(f"{place(file, text, where)}: {message}") from error
 
@@ -423,14 +434,18 @@ def _keys(model: type[BaseModel], loc: Location) -> list[str]:
 
 def place(file: Path, text: str, location: Location) -> str:
     """`file:line: steps[2].ratio`; what the text does not hold stands where its table does."""
+    position = next((found for end in range(len(location), 0, -1) if (found := _find(text, location[:end])) >= 0), 0)
+    return f"{file}:{text.count(chr(10), 0, position) + 1}: {_dotted(location) or 'recipe'}"
+
+
+def _dotted(location: Location) -> str:
     shown = ""
     for key in location:
         if isinstance(key, int):
             shown += f"[{key}]"
         else:
             shown += ("." if shown else "") + _key(key)
-    position = next((found for end in range(len(location), 0, -1) if (found := _find(text, location[:end])) >= 0), 0)
-    return f"{file}:{text.count(chr(10), 0, position) + 1}: {shown or 'recipe'}"
+    return shown
 
 
 def _find(text: str, location: Location) -> int:

@@ -204,7 +204,7 @@ def test_what_is_for_one_number_of_samples_is_refused(kind, net, said, tmp_path)
         ('targets = [{ use = "tflite", max_batch = 0 }]', r"targets\[0\]\.max_batch: .*greater than 0"),
         (
             'targets = [{ use = "tflite", max_batch = 2 }]\nbench = { batch_size = 4 }',
-            "max_batch is 2, and bench.batch_",
+            r"targets\[0\]\.max_batch: it is 2, and bench.batch_size 4: files",
         ),
         ('targets = [{ use = "onnxruntime", max_batch = 2 }]', "scales a whole batch at once, so max_batch cannot"),
     ],

@@ -172,7 +172,7 @@ def test_a_task_without_sequences_is_refused_before_anything_is_built():
     said = "sequences = true, and task digits decodes none to learn from; leave it out"
     with pytest.raises(RecipeError) as caught:
         recipe.parse(RECIPE.format(task='use = "digits"', model='use = "cnn"'), Path("own.toml"))
-    assert str(caught.value) == f"own.toml:1: recipe: steps[1], distill: {said}"
+    assert str(caught.value) == f"own.toml:6: steps[1]: distill: {said}"
     with pytest.raises(UsageError, match=f"distill: {said}"):
         Distill(sequences=True).apply(Model(net=torch.nn.Identity()), Digits())
 

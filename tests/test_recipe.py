@@ -319,7 +319,7 @@ def test_a_missing_key_is_named(key):
 def test_the_same_target_twice_is_refused_and_with_other_threads_is_not():
     one, two = {"use": "onnxruntime", "threads": 1}, {"use": "onnxruntime", "threads": 2}
     message = refusal(document(MINIMAL | {"targets": [one, two, one]}))
-    assert message == "own.toml:1: recipe: targets[2] is the same as targets[0]; leave one out"
+    assert message == "own.toml:4: targets[2]: it is the same as targets[0]; leave one out"
     assert len(parse(document(MINIMAL | {"targets": [one, two]})).targets) == 2
 
 
