@@ -14,9 +14,10 @@ from typing import Any
 @functools.cache
 def keep_tables() -> None:
     """From now on in this process; to be called before an export, of whatever kind."""
-    for keep in (_keep_onnx_functions, _keep_composite_operators, _keep_annotations, _keep_what_is_translated):
+    made = (_keep_onnx_functions, _keep_composite_operators, _keep_annotations, _keep_what_is_translated)
+    for keep_or_leave_out in (*made, _leave_other_devices_out):
         try:
-            keep()
+            keep_or_leave_out()
         except (ImportError, AttributeError):
             pass  # another version of torch: slower, and the same
 
@@ -93,3 +94,21 @@ def _keep_annotations() -> None:
     module: Any = _ops
     if module.Callable is Callable:
         module.Callable = typing.Callable
+
+
+def _leave_other_devices_out() -> None:
+    """torch.export gives 500 composite operators functions for 21 kinds of devices, at each decomposition.
+
+    Those of devices that this build of torch knows nothing of are never called.
+    """
+    import torch
+    from torch.export import exported_program
+
+    names = ("_AUTOGRAD_ALIAS_BACKEND_KEYS_TO_OVERRIDE", "_BACKEND_KEYS_TO_OVERRIDE")
+    tables = {name: getattr(exported_program, name) for name in names}
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {"CPU", "Meta"} | ({accelerator.type.upper()} if accelerator else set())
+    for name, keys in tables.items():
+        left = [key for key in keys if key.name.removeprefix("Autograd") in kinds]
+        if len(left) == len(kinds):  # or it is an accelerator that has another name here
+            setattr(exported_program, name, left)

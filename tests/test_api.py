@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
@@ -233,7 +234,9 @@ def test_what_is_wrong_is_said_before_anything_is_done(changed, said, network, t
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_network_of_ones_own_on_the_command_line(tmp_path):
+def test_a_network_of_ones_own_on_the_command_line(tmp_path, monkeypatch):
+    paths = [str(Path(__file__).parent / "briefly"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     (tmp_path / "my_model.py").write_text(PERSONS)
     x, y = blobs()
     np.savez(tmp_path / "data.npz", signal=x, label=y)

@@ -78,6 +78,38 @@ def test_an_operator_registered_since_is_seen():
     assert "edgedl_test::twice" in {operator.name() for operator in utils._collect_all_valid_cia_ops()}
 
 
+OPENED = """
+import torch
+from edgedl.torch_tables import keep_tables
+
+class Attention(torch.nn.Module):
+    def forward(self, x):
+        weights = x.softmax(-1) @ torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        return torch.nn.functional.adaptive_avg_pool2d(torch.nn.functional.linear(weights, torch.ones(4, 10)), 1)
+
+program = torch.export.export(Attention().eval(), (torch.zeros(1, 8, 10, 10),))
+kinds, register = set(), torch._ops.OpOverload.py_impl
+torch._ops.OpOverload.py_impl = lambda operator, key: kinds.add(key.name) or register(operator, key)
+some = {torch.ops.aten.linear.default: lambda x, weight, bias=None: x @ weight.t()}
+for step in (lambda: None, keep_tables):
+    step()
+    kinds.clear()
+    print(*(repr(str(program.run_decompositions(table).graph)) for table in (some, None)), *kinds, sep="\\t")
+"""
+
+
+def test_graphs_are_opened_alike_without_functions_for_devices_that_are_not_here():
+    """In a process of its own, in which nothing has kept the tables."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", OPENED], capture_output=True, text=True, check=True)
+    (*made, all_kinds), (*kept, kinds) = (line.split("\t", 2) for line in done.stdout.splitlines())
+    assert made == kept
+    assert "aten.linear" not in made[0]
+    devices, here = ({kind.replace("Autograd", "") for kind in kinds.split("\t")} for kinds in (all_kinds, kinds))
+    assert {"CPU", "Meta", "XLA"} < devices
+    if torch.accelerator.current_accelerator() is None:
+        assert here == {"CPU", "Meta", "CompositeImplicit"}
+
+
 def test_operators_of_quantized_graphs_are_in_the_table_whatever_was_exported_first():
     """In a process of its own, in which nothing has loaded them."""
     read = (
