@@ -8,6 +8,7 @@ from typing import Any
 
 from edgedl import child, plugins
 from edgedl.core import Limits, Target
+from edgedl.torch_tables import load_exporter
 
 
 def bounds(limits: Limits) -> child.Bounds:
@@ -26,4 +27,6 @@ def apart(target: Target, build: Callable[[], Any], limits: Limits) -> Any:
     for module in target.requires["build"]:
         if plugins.installed(module):
             importlib.import_module(module)  # once here, and not in every copy
+    if "torch" in target.requires["build"]:
+        load_exporter()
     return child.call(f"the converter of target {target.label}", build, bounds(limits))

@@ -1,4 +1,4 @@
-"""What torch makes anew at each export, kept or left out: it takes longer than the export of a small network itself.
+"""What torch makes and loads anew at each export, kept or left out: it takes longer than the export of a small network.
 
 The functions that are replaced are torch's own, not its interface. A version without them exports as it always did.
 """
@@ -20,6 +20,18 @@ def keep_tables() -> None:
             keep_or_leave_out()
         except (ImportError, AttributeError):
             pass  # another version of torch: slower, and the same
+
+
+@functools.cache
+def load_exporter() -> None:
+    """Loads the 800 modules that torch imports at a process's first export; to be called before copies are made of it.
+
+    Each of the copies would load them for itself.
+    """
+    import torch
+
+    keep_tables()
+    torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)).run_decompositions()
 
 
 def _keep_onnx_functions() -> None:

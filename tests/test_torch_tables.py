@@ -119,3 +119,23 @@ def test_operators_of_quantized_graphs_are_in_the_table_whatever_was_exported_fi
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", read], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+COPIED = """
+import sys, torch
+from edgedl import converting, plugins
+from edgedl.core import Limits
+
+def export() -> int:
+    before = set(sys.modules)
+    torch.export.export(torch.nn.Conv2d(8, 4, 3), (torch.zeros(1, 8, 10, 10),)).run_decompositions()
+    return len(set(sys.modules) - before)
+
+target = plugins.load("targets", "onnxruntime").model_validate({})
+print(converting.apart(target, export, Limits()))
+"""
+
+
+def test_a_copy_that_converts_finds_the_exporter_loaded():
+    said = subprocess.run([sys.executable, "-W", "ignore", "-c", COPIED], check=True, capture_output=True, text=True)
+    assert int(said.stdout) < 10  # of some 800
