@@ -1,8 +1,8 @@
 # The two lines of the README. Everything goes into .venv; `make clean` takes it away again.
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what it imports and keeps it, where it may; pip would compile all 29,000 files beforehand, which takes
-# longer than to unpack them.
+# Python compiles what it imports and keeps it, where it may; pip would compile all there is, which takes longer than to
+# unpack it.
 INSTALL := pip install --quiet $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 
 .PHONY: demo test audit clean

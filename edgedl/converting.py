@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 from edgedl import child, plugins
 from edgedl.core import Limits, Target
-from edgedl.torch_tables import load_exporter
+from edgedl.torch_tables import keep_tables
 
 
 def bounds(limits: Limits) -> child.Bounds:
@@ -27,6 +28,15 @@ def apart(target: Target, build: Callable[[], Any], limits: Limits) -> Any:
     for module in target.requires["build"]:
         if plugins.installed(module):
             importlib.import_module(module)  # once here, and not in every copy
-    if "torch" in target.requires["build"]:
-        load_exporter()
+            if module == "torch":
+                _load_exporter()
     return child.call(f"the converter of target {target.label}", build, bounds(limits))
+
+
+@functools.cache
+def _load_exporter() -> None:
+    """torch imports some 800 modules at a process's first export, which is this one: no copy has to."""
+    import torch
+
+    keep_tables()
+    torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)).run_decompositions()

@@ -1,4 +1,4 @@
-"""What torch makes and loads anew at each export, kept or left out: it takes longer than the export of a small network.
+"""What torch makes anew at each export, kept or left out: it takes longer than the export of a small network itself.
 
 The functions that are replaced are torch's own, not its interface. A version without them exports as it always did.
 """
@@ -14,24 +14,17 @@ from typing import Any
 @functools.cache
 def keep_tables() -> None:
     """From now on in this process; to be called before an export, of whatever kind."""
-    made = (_keep_onnx_functions, _keep_composite_operators, _keep_annotations, _keep_what_is_translated)
-    for keep_or_leave_out in (*made, _leave_other_devices_out):
+    for change in (
+        _keep_onnx_functions,
+        _keep_composite_operators,
+        _keep_annotations,
+        _keep_what_is_translated,
+        _leave_other_devices_out,
+    ):
         try:
-            keep_or_leave_out()
+            change()
         except (ImportError, AttributeError):
             pass  # another version of torch: slower, and the same
-
-
-@functools.cache
-def load_exporter() -> None:
-    """Loads the 800 modules that torch imports at a process's first export; to be called before copies are made of it.
-
-    Each of the copies would load them for itself.
-    """
-    import torch
-
-    keep_tables()
-    torch.export.export(torch.nn.ReLU(), (torch.zeros(1),)).run_decompositions()
 
 
 def _keep_onnx_functions() -> None:

@@ -1,8 +1,10 @@
-"""Small finished runs of the main job, made once a test session, whose files several tests look at."""
+"""What keeps tests quick: small finished runs, whose files several tests look at, and commands that measure briefly."""
 
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,12 @@ targets = [ { use = "tflite" }, { use = "onnxruntime" }, { use = "tensorrt" } ]
 limits = { score_drop = 1.0, slower = "allow" }
 bench = { min_seconds = 0.05 }
 """
+
+
+def measuring_briefly(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables with which commands measure files for a moment only."""
+    paths = (str(Path(__file__).parent / "briefly"), variables.get("PYTHONPATH"))
+    return {**variables, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def finished_run(factory: pytest.TempPathFactory, network: str) -> Run:

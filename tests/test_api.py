@@ -22,6 +22,7 @@ import edgedl
 from edgedl import recipe
 from edgedl import run as run_files
 from edgedl.tasks.data import Data
+from tests import quick
 from tests.test_cli import run_in
 
 if sys.version_info >= (3, 11):
@@ -235,8 +236,7 @@ def test_what_is_wrong_is_said_before_anything_is_done(changed, said, network, t
 
 
 def test_a_network_of_ones_own_on_the_command_line(tmp_path, monkeypatch):
-    paths = [str(Path(__file__).parent / "briefly"), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.setenv("PYTHONPATH", quick.measuring_briefly(os.environ)["PYTHONPATH"])
     (tmp_path / "my_model.py").write_text(PERSONS)
     x, y = blobs()
     np.savez(tmp_path / "data.npz", signal=x, label=y)

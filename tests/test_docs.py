@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from edgedl.run import read_report
+from tests import quick
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-BRIEFLY = Path(__file__).parent / "briefly"
 NOT_RUN = "<!-- not run:"
 BLOCK = re.compile(r"^```(?P<language>\w*)(?: (?P<file>\S+))?\n(?P<content>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -53,8 +53,7 @@ def test_the_commands_run(document, tmp_path):
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
-        env=os.environ
-        | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, [str(BRIEFLY), os.environ.get("PYTHONPATH")]))},
+        env=quick.measuring_briefly(os.environ) | {"PATH": path},
         capture_output=True,
         text=True,
         check=False,

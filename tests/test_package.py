@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import venvs
+from tests import quick, venvs
 from tests.test_light_install import REPOSITORY, build_wheel
 
-BRIEFLY = Path(__file__).parent / "briefly"
 DOCUMENTS = ("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "SECURITY.md")
 
 
@@ -64,7 +63,7 @@ def test_the_wheel_by_itself_does_the_whole_job(published, tmp_path):
     subprocess.run([*pip, "--ignore-installed"], env=venvs.environment(), check=True)
 
     def run(*command: str) -> str:
-        environment = venvs.environment() | {"PYTHONPATH": str(BRIEFLY), "OMP_NUM_THREADS": "1"}
+        environment = quick.measuring_briefly(venvs.environment()) | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=500
         )
